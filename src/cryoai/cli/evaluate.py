@@ -1,0 +1,106 @@
+"""``cryoai evaluate``: a map, poses or both against the truth."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from cryoai.metrics.evaluation import Evaluation
+    from cryoai.types import Pose
+
+
+def evaluate(
+    *,
+    map_: Annotated[Path | None, Parameter(name="--map")] = None,
+    true_map: Path | None = None,
+    poses: Path | None = None,
+    true_poses: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Compare a map, poses or both with the truth, over both hands.
+
+    Parameters
+    ----------
+    map_
+        The reconstructed map (MRC).
+    true_map
+        The true map, of the same box in Å.
+    poses
+        The estimated poses (STAR or .cs).
+    true_poses
+        The true poses of the same images, in any order.
+    json
+        Write the figures to this JSON file.
+    """
+    from cryoai.errors import InputError
+    from cryoai.io import read_map
+    from cryoai.metrics.evaluation import evaluate_reconstruction
+
+    for name, given, other in (("map", map_, true_map), ("poses", poses, true_poses)):
+        if (given is None) != (other is None):
+            lacking = f"--true-{name}" if other is None else f"--{name}"
+            raise InputError(f"{lacking} is missing", advice=f"--{name} and --true-{name} go together")
+    estimated_pose = true_pose = pixel_size = None
+    if poses is not None and true_poses is not None:
+        estimated_pose, true_pose, pixel_size = _read_poses(poses, true_poses)
+    evaluation = evaluate_reconstruction(
+        estimated_map=None if map_ is None else read_map(map_),
+        true_map=None if true_map is None else read_map(true_map),
+        estimated_pose=estimated_pose,
+        true_pose=true_pose,
+        pixel_size=pixel_size,
+    )
+    _print_table(evaluation)
+    if json is not None:
+        from json import dumps
+
+        from cryoai.io import write_text_atomic
+
+        write_text_atomic(json, dumps(evaluation.to_json_dict(), indent=2) + "\n")
+
+
+def _read_poses(estimated: Path, true: Path) -> tuple[Pose, Pose, float | None]:
+    """Poses of the same particles in the same order, and the images' pixel size in Å."""
+    from cryoai.errors import InputError
+    from cryoai.io import read_particles
+    from cryoai.metrics.evaluation import match_particles
+
+    particles, names, found = [], [], []
+    for path in (estimated, true):
+        particle_set = read_particles(path, check_stacks=False)
+        if particle_set.pose is None:
+            raise InputError("the file holds no poses", file=path, advice="give the output of a refinement")
+        particles.append(particle_set)
+        found.append(particle_set.pose)
+        names.append([str(name) for name in particle_set.source.particles["rlnImageName"]])
+    try:
+        rows = match_particles(*names)
+    except InputError as error:
+        raise InputError(error.why, file=estimated, row=error.row, advice=error.advice) from error
+    pixel_size = particles[0].pixel_size
+    return found[0], found[1][rows], particles[1].pixel_size if pixel_size is None else pixel_size
+
+
+def _print_table(evaluation: Evaluation) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    labels = {
+        "fsc_0.5_px": "Resolution against the truth, FSC = 0.5 (px)",
+        "fsc_0.5_angstrom": "Resolution against the truth, FSC = 0.5 (Å)",
+        "fsc_0.143_px": "Resolution against the truth, FSC = 0.143 (px)",
+        "fsc_0.5_px_masked": "The same inside the true map's mask, FSC = 0.5 (px)",
+        "rotation_error_median": "Rotation error, median (squared Frobenius)",
+        "rotation_error_mean": "Rotation error, mean (squared Frobenius)",
+        "fraction_rotation_above_10deg": "Share of rotations off by more than 10°",
+        "translation_error_median_px2": "Translation error, median (px²)",
+        "translation_error_mean_px2": "Translation error, mean (px²)",
+        "hand": "Hand, compared with the truth",
+    }
+    table = Table("Figure", "Value")
+    for key, value in evaluation.to_json_dict().items():
+        table.add_row(labels.get(key, key), value if isinstance(value, str) else f"{value:.4g}")
+    Console().print(table)

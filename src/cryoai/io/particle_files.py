@@ -1,0 +1,84 @@
+"""One reader for every kind of particle file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from cryoai.errors import InputError
+from cryoai.io.stack import StackReader
+from cryoai.types import ParticleSet, SourceTable
+
+_SUFFIXES = (".star", ".cs", ".mrcs", ".mrc")
+
+
+def read_particles(
+    path: str | Path, *, datadir: str | Path | None = None, check_stacks: bool = True
+) -> ParticleSet:
+    """Read particle metadata: RELION ``.star``, cryoSPARC ``.cs`` or a bare ``.mrcs``/``.mrc`` stack.
+
+    Image stacks are looked for in ``datadir`` (by their whole name, then its last part), in the file's
+    folder, in every folder above it (so a project's root is found), and in the current folder.
+
+    Parameters
+    ----------
+    path
+        The file; its suffix says which kind it is.
+    datadir
+        Folder of the image stacks, where the file's own names do not lead to them.
+    check_stacks
+        Open the header of every stack, and refuse particles that cannot be reconstructed together. With False
+        missing stacks keep their name as written, and such problems become notes (for ``cryoai info``).
+
+    Returns
+    -------
+    ParticleSet
+        Lengths in Å, angles in radians; what was missing or assumed is in ``notes``.
+
+    Raises
+    ------
+    InputError
+        The file is missing, of an unknown kind or unreadable; has no particles; a number is not one (names
+        the row); and with ``check_stacks``: a stack is missing, truncated or shorter than the file says
+        (names the row), or the particles have several box or pixel sizes.
+    """
+    path = Path(path)
+    folder = None if datadir is None else Path(datadir)
+    suffix = path.suffix.lower()
+    if suffix == ".star":
+        from cryoai.io.star import read_star
+
+        return read_star(path, datadir=folder, check_stacks=check_stacks)
+    if suffix == ".cs":
+        from cryoai.io.cryosparc import read_cryosparc
+
+        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks)
+    if suffix in (".mrcs", ".mrc"):
+        return _read_bare_stack(path)
+    raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=_known_kinds())
+
+
+def _known_kinds() -> str:
+    return f"particles are read from {', '.join(_SUFFIXES)} files"
+
+
+def _read_bare_stack(path: Path) -> ParticleSet:
+    reader = StackReader(path)
+    count = len(reader)
+    table = pd.DataFrame({"rlnImageName": [f"{number:06d}@{path}" for number in range(1, count + 1)]})
+    notes = ["CTF: absent, the images are taken as already corrected"]
+    if reader.pixel_size is None:
+        notes.append("Pixel size: unknown")
+    return ParticleSet(
+        stack_paths=(path.resolve(),),
+        stack_index=np.zeros(count, dtype=np.int64),
+        image_index=np.arange(count, dtype=np.int64),
+        box_size=reader.box_size,
+        pixel_size=reader.pixel_size,
+        ctf=None,
+        pose=None,
+        source=SourceTable("stack", path, table),
+        notes=tuple(notes),
+    )

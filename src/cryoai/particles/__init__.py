@@ -1,0 +1,1 @@
+"""Particle stacks: reading, judging, caching, simulating."""

@@ -1,0 +1,1 @@
+"""Image formation: CTF, translation, Fourier slice and its adjoint, noise."""

@@ -1,0 +1,268 @@
+"""Central slices of a volume in Fourier space, their adjoint, and their Jacobian.
+
+These are the reference implementations, in plain torch: differentiable and on any device. On the CPU
+`cryoai.physics.kernels` holds the same operations fused; the tests compare the two.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Complex, Float, Int
+from torch import Tensor
+
+from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, ifft3, largest_radius
+
+
+@dataclass(frozen=True, eq=False)
+class FourierVolume:
+    """The Fourier transform of a map on a padded grid, inside a radius; what slices are read from.
+
+    Scaled so that a slice holds the orthonormal Fourier coefficients of the projection.
+
+    Attributes
+    ----------
+    values
+        (z, y, x, 2) real and imaginary parts; z and y centred at ``size // 2``, x ≥ 0 (half space).
+    box_size
+        px of the map.
+    padding
+        Grid points per shell; 2 as in RELION.
+    """
+
+    values: Float[Tensor, "z y x 2"]
+    box_size: int
+    padding: int = 2
+
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return self.values.device
+
+
+@dataclass(frozen=True, eq=False)
+class VolumeAccumulator:
+    """What inserted slices add up to, on the grid of a `FourierVolume`.
+
+    Attributes
+    ----------
+    numerator
+        (z, y, x, 2) sum of weighted coefficients.
+    weight
+        (z, y, x) sum of weights.
+    box_size, padding
+        As in `FourierVolume`.
+    """
+
+    numerator: Float[Tensor, "z y x 2"]
+    weight: Float[Tensor, "z y x"]
+    box_size: int
+    padding: int = 2
+
+    def __add__(self, other: VolumeAccumulator) -> VolumeAccumulator:
+        return VolumeAccumulator(
+            self.numerator + other.numerator, self.weight + other.weight, self.box_size, self.padding
+        )
+
+    def scaled(self, factor: float) -> VolumeAccumulator:
+        """Both sums times a number."""
+        return VolumeAccumulator(
+            self.numerator * factor, self.weight * factor, self.box_size, self.padding
+        )
+
+
+def grid_shape(radius: float, padding: int) -> tuple[int, int, int]:
+    """(z, y, x) size of the half-space grid that holds all trilinear neighbours within ``radius`` shells."""
+    half = math.ceil(radius * padding) + 1
+    return 2 * half + 1, 2 * half + 1, half + 1
+
+
+def make_accumulator(
+    box_size: int, radius: float, padding: int = 2, device: torch.device | str = "cpu"
+) -> VolumeAccumulator:
+    """An accumulator of zeros."""
+    shape = grid_shape(radius, padding)
+    return VolumeAccumulator(
+        torch.zeros(*shape, 2, device=device), torch.zeros(shape, device=device), box_size, padding
+    )
+
+
+def grid_radius(shape: tuple[int, ...], padding: int, device: torch.device | str = "cpu") -> Float[Tensor, "z y x"]:
+    """Distance of each grid point from the origin, in shells."""
+    size_z, size_y, size_x = shape[:3]
+    z = torch.arange(size_z, device=device, dtype=torch.float32) - size_z // 2
+    y = torch.arange(size_y, device=device, dtype=torch.float32) - size_y // 2
+    x = torch.arange(size_x, device=device, dtype=torch.float32)
+    return (z[:, None, None] ** 2 + y[:, None] ** 2 + x**2).sqrt() / padding
+
+
+def gridding_correction(box_size: int, padding: int, device: torch.device | str = "cpu") -> Float[Tensor, "z y x"]:
+    """What trilinear interpolation of the padded transform multiplies the map by: sinc² along each axis."""
+    axis = (torch.arange(box_size, device=device, dtype=torch.float32) - box_size // 2) / (padding * box_size)
+    window = torch.sinc(axis) ** 2
+    return window[:, None, None] * window[:, None] * window
+
+
+def volume_from_map(
+    density: Float[Tensor, "box box box"], radius: float | None = None, padding: int = 2
+) -> FourierVolume:
+    """Transform a map for slicing: gridding-corrected, zero-padded, cut at ``radius`` shells."""
+    box = density.shape[-1]
+    radius = largest_radius(box) if radius is None else radius
+    corrected = density / gridding_correction(box, padding, density.device)
+    transform = fft3(crop_or_pad(corrected, padding * box, (0, 1, 2))) / box
+    return FourierVolume(_to_grid(torch.view_as_real(transform), radius, padding), box, padding)
+
+
+def map_from_volume(volume: FourierVolume) -> Float[Tensor, "box box box"]:
+    """The map whose slices a volume holds; the inverse of `volume_from_map` inside its radius."""
+    density = grid_to_real(volume.values, volume.box_size, volume.padding)
+    return density * gridding_correction(volume.box_size, volume.padding, volume.device)
+
+
+def grid_to_real(values: Float[Tensor, "z y x 2"], box_size: int, padding: int) -> Float[Tensor, "box box box"]:
+    """Inverse transform of grid values to a box, with no gridding correction."""
+    padded = padding * box_size
+    values = crop_or_pad(values, padded, (0, 1))
+    half = padded // 2 + 1
+    values = values[:, :, :half] if values.shape[2] >= half else F.pad(values, (0, 0, 0, half - values.shape[2]))
+    real = ifft3(torch.view_as_complex(values.contiguous()) * box_size, padded)
+    return crop_or_pad(real, box_size, (0, 1, 2))
+
+
+def _to_grid(values: Float[Tensor, "z y x 2"], radius: float, padding: int) -> Float[Tensor, "z2 y2 x2 2"]:
+    size, _, half = grid_shape(radius, padding)
+    values = crop_or_pad(values, size, (0, 1))
+    values = values[:, :, :half] if values.shape[2] >= half else F.pad(values, (0, 0, 0, half - values.shape[2]))
+    return values.contiguous()
+
+
+def slice_volume(
+    volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk
+) -> Complex[Tensor, "batch n"]:
+    """Central slices by trilinear interpolation; differentiable in the volume and in the rotation.
+
+    ``slice(k) = V(R [kx, ky, 0])`` (the Fourier slice theorem; Levy et al. 2022, eq. 5). Coefficients that
+    fall outside the grid are not checked: the disk must lie within the volume's radius.
+    """
+    index, weight, _, flipped = _neighbours(volume.values.shape, volume.padding, rotation, disk)
+    flat = volume.values.reshape(-1, 2)
+    value = F.embedding_bag(index, flat, per_sample_weights=weight, mode="sum")
+    value = value.unflatten(0, (len(rotation), len(disk)))
+    imaginary = torch.where(flipped, -value[..., 1], value[..., 1])
+    return torch.complex(value[..., 0], imaginary)
+
+
+def insert_slices(
+    accumulator: VolumeAccumulator,
+    coefficients: Complex[Tensor, "batch n"],
+    weight: Float[Tensor, "batch n"],
+    rotation: Float[Tensor, "batch 3 3"],
+    disk: FourierDisk,
+) -> VolumeAccumulator:
+    """Add slices to an accumulator; with ``coefficients`` alone this is the exact adjoint of `slice_volume`.
+
+    Parameters
+    ----------
+    accumulator
+        Left unchanged; the sum is returned.
+    coefficients
+        Added to the numerator (for a Wiener filter: CTF · image / noise variance).
+    weight
+        Added to the weight (CTF² / noise variance).
+    rotation, disk
+        Where the slices lie.
+    """
+    index, corner, _, flipped = _neighbours(accumulator.numerator.shape, accumulator.padding, rotation, disk)
+    imaginary = torch.where(flipped, -coefficients.imag, coefficients.imag)
+    values = torch.stack((coefficients.real, imaginary, weight), -1).reshape(-1, 1, 3) * corner[..., None]
+    total = torch.cat((accumulator.numerator, accumulator.weight[..., None]), -1).reshape(-1, 3)
+    total = total.index_add(0, index.flatten(), values.reshape(-1, 3))
+    total = total.reshape(*accumulator.weight.shape, 3)
+    return VolumeAccumulator(
+        total[..., :2].contiguous(), total[..., 2].contiguous(), accumulator.box_size, accumulator.padding
+    )
+
+
+def enforce_friedel(accumulator: VolumeAccumulator) -> VolumeAccumulator:
+    """Complete the plane x = 0, where each coefficient was added on one side of the origin only."""
+    numerator, weight = accumulator.numerator.clone(), accumulator.weight.clone()
+    conjugate = torch.tensor([1.0, -1.0], device=numerator.device)
+    numerator[:, :, 0] += numerator[:, :, 0].flip(0, 1) * conjugate
+    weight[:, :, 0] += weight[:, :, 0].flip(0, 1)
+    return VolumeAccumulator(numerator, weight, accumulator.box_size, accumulator.padding)
+
+
+def slice_with_jacobian(
+    volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk
+) -> tuple[Complex[Tensor, "batch n"], Complex[Tensor, "batch n 3"]]:
+    """Slices and their derivative with respect to a left rotation vector.
+
+    For ``R(ω) = exp([ω]×) R`` the sampled point moves by ``ω × p``, so ``dV/dω = p × ∇V(p)``.
+    """
+    index, _, fraction, flipped = _neighbours(volume.values.shape, volume.padding, rotation, disk)
+    corners = volume.values.reshape(-1, 2)[index].reshape(len(rotation), len(disk), 2, 2, 2, 2)
+    x, y, z = (fraction[..., axis, None] for axis in range(3))
+
+    def blend(pair: Tensor, at: Tensor, axis: int) -> Tensor:
+        low, high = pair.unbind(axis)
+        while at.ndim < low.ndim:
+            at = at.unsqueeze(2)
+        return low * (1 - at) + high * at
+
+    def slope(pair: Tensor, axis: int) -> Tensor:
+        low, high = pair.unbind(axis)
+        return high - low
+
+    along_x = blend(corners, x, 4)  # (batch, n, z, y, 2)
+    along_xy = blend(along_x, y, 3)
+    value = blend(along_xy, z, 2)
+    gradient = torch.stack(
+        (
+            blend(blend(slope(corners, 4), y, 3), z, 2),
+            blend(slope(along_x, 3), z, 2),
+            slope(along_xy, 2),
+        ),
+        -1,
+    )
+    point = _points(rotation, disk, volume.padding)
+    point = torch.where(flipped[..., None], -point, point)
+    jacobian = torch.linalg.cross(point[:, :, None].expand_as(gradient), gradient, dim=-1)
+    sign = torch.where(flipped, -1.0, 1.0).to(value.dtype)
+    return (
+        torch.complex(value[..., 0], sign * value[..., 1]),
+        torch.complex(jacobian[:, :, 0], sign[..., None] * jacobian[:, :, 1]),
+    )
+
+
+def _points(rotation: Tensor, disk: FourierDisk, padding: int) -> Float[Tensor, "batch n 3"]:
+    """Where each coefficient is sampled, in grid points, xyz."""
+    plane = torch.stack((disk.kx, disk.ky)).to(rotation.dtype) * padding
+    return (rotation[:, :, :2] @ plane).transpose(1, 2)
+
+
+def _neighbours(
+    shape: tuple[int, ...], padding: int, rotation: Tensor, disk: FourierDisk
+) -> tuple[Int[Tensor, "m 8"], Float[Tensor, "m 8"], Float[Tensor, "batch n 3"], Tensor]:
+    """The eight grid points around each sample, their trilinear weights, the fractions, and which were flipped.
+
+    Samples with x < 0 are read at their Friedel mate.
+    """
+    size_z, size_y, size_x = shape[:3]
+    point = _points(rotation, disk, padding)
+    flipped = point[..., 0] < 0
+    point = torch.where(flipped[..., None], -point, point)
+    floor = point.detach().floor()
+    fraction = point - floor
+    corner = floor.long()
+    base = ((corner[..., 2] + size_z // 2) * size_y + corner[..., 1] + size_y // 2) * size_x + corner[..., 0]
+    offset = torch.tensor(
+        [(dz * size_y + dy) * size_x + dx for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)],
+        device=rotation.device,
+    )
+    both = torch.stack((1 - fraction, fraction), -1)  # (batch, n, xyz, low/high)
+    weight = both[..., 2, :, None, None] * both[..., 1, None, :, None] * both[..., 0, None, None, :]
+    return base.reshape(-1, 1) + offset, weight.reshape(-1, 8), fraction, flipped

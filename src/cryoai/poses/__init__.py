@@ -1,0 +1,1 @@
+"""Finding poses: exhaustive search and local refinement (the encoder's place is here too)."""

@@ -1,0 +1,220 @@
+"""Scoring and locally refining poses against a volume.
+
+`refine_poses` and `score_poses` run a fused kernel on the CPU; `refine_poses_reference` is the same
+Levenberg-Marquardt in plain torch, for any device and for the tests.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoai.geometry.rotations import rotation_from_vector
+from cryoai.physics.image_formation import form_images
+from cryoai.physics.kernels import refine_kernel, run_in_threads, score_kernel
+from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
+from cryoai.physics.translation import compute_shift
+from cryoai.tensors import ParticleBatch
+
+MAX_STEP_RADIANS = 0.2
+MAX_STEP_BOX_LENGTHS = 0.03
+
+
+@dataclass(frozen=True, eq=False)
+class RefinedPoses:
+    """Poses after local refinement.
+
+    Attributes
+    ----------
+    rotation
+        (m, 3, 3).
+    translation
+        (m, 2), Å.
+    cost
+        (m,) ``Σ |image - model|² / σ²``: minus the log-likelihood, up to a constant.
+    hessian
+        (m, 5, 5) ``Jᵀ J / σ²`` over (left rotation vector in radians, translation in Å).
+    """
+
+    rotation: Float[Tensor, "m 3 3"]
+    translation: Float[Tensor, "m 2"]
+    cost: Float[Tensor, " m"]
+    hessian: Float[Tensor, "m 5 5"]
+
+
+def pose_standard_deviations(
+    hessian: Float[Tensor, "m 5 5"],
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Rotation (radians) and translation (Å) standard deviations from the Gauss-Newton Hessian.
+
+    Complex noise of power σ² makes the Fisher information ``2 Jᵀ J / σ²``; its inverse bounds the covariance
+    (Cramér-Rao). The root mean square over the rotation axes and over x and y.
+    """
+    scale = hessian.diagonal(dim1=1, dim2=2).clamp(min=1e-30).rsqrt()
+    # Unit diagonal first: radians and Å differ by orders of magnitude. A tiny ridge keeps flat directions finite.
+    scaled = hessian * scale[:, :, None] * scale[:, None, :]
+    inverse = torch.linalg.inv(scaled + 1e-6 * torch.eye(5, dtype=hessian.dtype, device=hessian.device))
+    variance = 0.5 * inverse.diagonal(dim1=1, dim2=2) * scale**2
+    return variance[:, :3].mean(1).sqrt(), variance[:, 3:].mean(1).sqrt()
+
+
+def score_poses(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "m 3 3"],
+    translation: Float[Tensor, "m 2"],
+    image_of: Int[Tensor, " m"] | None = None,
+) -> Float[Tensor, " m"]:
+    """Cost of each pose: ``Σ |image - CTF · ramp · slice|² / σ²`` (minus its log-likelihood).
+
+    Parameters
+    ----------
+    batch
+        The particles.
+    volume
+        What they are compared with.
+    noise_power
+        ``E|noise|²`` per shell.
+    rotation, translation
+        m poses; Å.
+    image_of
+        Which particle each pose belongs to; default: one pose per particle.
+    """
+    if image_of is None:
+        image_of = torch.arange(len(batch), device=rotation.device)
+    precision = 1 / noise_power[batch.disk.shell]
+    if volume.device.type != "cpu":
+        model = form_images(volume, rotation, translation, batch.ctf[image_of], batch.disk, batch.pixel_size)
+        residual = model - batch.images[image_of]
+        return ((residual.real**2 + residual.imag**2) * precision).sum(1)
+    out = np.empty(len(rotation))
+    arguments = _kernel_arguments(batch, volume, precision, rotation, translation, image_of)
+
+    def work(start: int, stop: int, thread: int) -> None:
+        score_kernel(*arguments(start, stop), out[start:stop])
+
+    run_in_threads(work, len(out))
+    return torch.from_numpy(out)
+
+
+def refine_poses(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "m 3 3"],
+    translation: Float[Tensor, "m 2"],
+    image_of: Int[Tensor, " m"] | None = None,
+    iterations: int = 6,
+) -> RefinedPoses:
+    """Local maximum-likelihood poses: Levenberg-Marquardt over three rotation and two translation parameters.
+
+    Parameters are as in `score_poses`; a step that raises the cost is not taken.
+    """
+    if image_of is None:
+        image_of = torch.arange(len(batch), device=rotation.device)
+    if volume.device.type != "cpu":
+        return refine_poses_reference(batch, volume, noise_power, rotation, translation, image_of, iterations)
+    precision = 1 / noise_power[batch.disk.shell]
+    rotations = rotation.double().contiguous().clone()
+    shifts = (translation.double() / batch.box_length).contiguous().clone()
+    costs, hessians = np.empty(len(rotations)), np.empty((len(rotations), 5, 5))
+    arguments = _kernel_arguments(batch, volume, precision, rotations, translation, image_of)
+
+    def work(start: int, stop: int, thread: int) -> None:
+        grid, shape, images, ctf, weights, _, _, image, *rest = arguments(start, stop)
+        refine_kernel(
+            grid, shape, images, ctf, weights, rotations[start:stop].numpy(), shifts[start:stop].numpy(),
+            image, *rest, iterations, MAX_STEP_RADIANS, MAX_STEP_BOX_LENGTHS,
+            costs[start:stop], hessians[start:stop],
+        )  # fmt: skip
+
+    run_in_threads(work, len(rotations))
+    unit = torch.ones(5, dtype=torch.float64)
+    unit[3:] = 2 * math.pi / batch.box_length
+    hessian = torch.from_numpy(hessians) * unit[:, None] * unit
+    return RefinedPoses(
+        rotations.to(rotation.dtype), (shifts * batch.box_length).to(translation.dtype),
+        torch.from_numpy(costs), hessian,
+    )  # fmt: skip
+
+
+def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):  # noqa: ANN001, ANN202
+    """The arrays that the fused kernels share, for a range of poses."""
+    images = torch.view_as_real(batch.images).numpy()
+    rotations = rotation.float().numpy()
+    shifts = (translation.double() / batch.box_length).numpy()
+    radius = int(batch.disk.radius[-1].ceil())
+    grid = volume.values.reshape(-1, 2).numpy()
+    shape = tuple(volume.values.shape[:3])
+
+    def arguments(start: int, stop: int) -> tuple:
+        return (
+            grid, shape, images, batch.ctf.numpy(), precision.float().numpy(), rotations[start:stop],
+            shifts[start:stop], image_of[start:stop].numpy(), batch.disk.kx.numpy(), batch.disk.ky.numpy(),
+            radius, np.float32(volume.padding),
+        )  # fmt: skip
+
+    return arguments
+
+
+def refine_poses_reference(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "m 3 3"],
+    translation: Float[Tensor, "m 2"],
+    image_of: Int[Tensor, " m"],
+    iterations: int = 6,
+) -> RefinedPoses:
+    """`refine_poses` in plain torch, all particles at once."""
+    precision = 1 / noise_power[batch.disk.shell]
+    images, ctf = batch.images[image_of], batch.ctf[image_of]
+    best = _normal_equations(batch, volume, precision, images, ctf, rotation, translation)
+    damping = torch.full_like(best[0].cost, 2e-4)
+    for _ in range(iterations):
+        hessian, gradient = best[0].hessian, best[1]
+        ridge = damping[:, None] * hessian.diagonal(dim1=1, dim2=2) + 1e-12
+        step = -torch.linalg.solve(hessian + torch.diag_embed(ridge), gradient)
+        angle = step[:, :3].norm(dim=1, keepdim=True)
+        turn = step[:, :3] * (MAX_STEP_RADIANS / angle.clamp(min=MAX_STEP_RADIANS))
+        limit = MAX_STEP_BOX_LENGTHS * batch.box_length
+        move = step[:, 3:] * (limit / step[:, 3:].norm(dim=1, keepdim=True).clamp(min=limit))
+        trial = _normal_equations(
+            batch, volume, precision, images, ctf,
+            rotation_from_vector(turn.to(rotation.dtype)) @ best[0].rotation,
+            best[0].translation + move.to(translation.dtype),
+        )  # fmt: skip
+        better = trial[0].cost <= best[0].cost
+        best = (_choose(better, trial[0], best[0]), torch.where(better[:, None], trial[1], best[1]))
+        damping = torch.where(better, (damping * 0.2).clamp(min=1e-6), damping * 10)
+    return best[0]
+
+
+def _choose(first: Tensor, a: RefinedPoses, b: RefinedPoses) -> RefinedPoses:
+    return RefinedPoses(
+        torch.where(first[:, None, None], a.rotation, b.rotation),
+        torch.where(first[:, None], a.translation, b.translation),
+        torch.where(first, a.cost, b.cost),
+        torch.where(first[:, None, None], a.hessian, b.hessian),
+    )
+
+
+def _normal_equations(batch, volume, precision, images, ctf, rotation, translation):  # noqa: ANN001, ANN202
+    """Cost, ``JᵀJ`` and ``Jᵀr`` of each pose, weighted by the precision."""
+    ramp = ctf * compute_shift(translation, batch.disk, batch.pixel_size)
+    value, turned = slice_with_jacobian(volume, rotation, batch.disk)
+    model = value * ramp
+    frequency = torch.stack((batch.disk.kx, batch.disk.ky), -1) * (-2j * math.pi / batch.box_length)
+    jacobian = torch.cat((turned * ramp[..., None], model[..., None] * frequency), -1)
+    residual = model - images
+    weighted = (jacobian * precision[:, None]).conj().transpose(1, 2)
+    cost = ((residual.real**2 + residual.imag**2) * precision).sum(1)
+    hessian = (weighted @ jacobian).real
+    gradient = (weighted @ residual[..., None]).real[..., 0]
+    return RefinedPoses(rotation, translation, cost.double(), hessian.double()), gradient.double()

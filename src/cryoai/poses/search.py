@@ -1,0 +1,121 @@
+"""Exhaustive pose search: every rotation × translation of a grid, for every image, as one matrix product."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.geometry.rotations import random_rotations
+from cryoai.geometry.so3_grid import make_so3_grid
+from cryoai.physics.insertion import slice_quickly
+from cryoai.physics.slicing import FourierVolume
+from cryoai.physics.translation import compute_shift
+from cryoai.poses.local import score_poses
+from cryoai.tensors import ParticleBatch, PoseHypotheses
+
+# The score matrix of one chunk of images should stay in the last-level cache.
+_CHUNK_BYTES = 24 * 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class SearchGrid:
+    """The poses an exhaustive search tries.
+
+    Attributes
+    ----------
+    rotation
+        (rotations, 3, 3).
+    translation
+        (shifts, 2), Å.
+    """
+
+    rotation: Float[Tensor, "rotations 3 3"]
+    translation: Float[Tensor, "shifts 2"]
+
+
+def make_translation_grid(max_shift: float, step: float) -> Float[Tensor, "shifts 2"]:
+    """A square lattice of translations within a circle; Å, the origin included."""
+    count = math.floor(max_shift / step + 1e-6)
+    axis = step * torch.arange(-count, count + 1, dtype=torch.float32)
+    y, x = torch.meshgrid(axis, axis, indexing="ij")
+    grid = torch.stack((x.flatten(), y.flatten()), -1)
+    return grid[grid.norm(dim=1) <= max_shift + 1e-4 * step]
+
+
+def translation_step(radius: float, box_length: float) -> float:
+    """A lattice step, Å, fine enough for coefficients within ``radius`` shells.
+
+    At the largest frequency the nearest lattice point is off by at most 0.2 periods along each axis.
+    """
+    return 0.4 * box_length / radius
+
+
+def make_search_grid(
+    rotations: int, max_shift: float, step: float, generator: torch.Generator | None = None
+) -> SearchGrid:
+    """An SO(3) grid, turned at random when a generator is given, and a lattice of translations (Å)."""
+    rotation = make_so3_grid(rotations)
+    if generator is not None:
+        rotation = random_rotations(1, generator) @ rotation
+    return SearchGrid(rotation, make_translation_grid(max_shift, step))
+
+
+@torch.no_grad()
+def search_poses(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    grid: SearchGrid,
+    keep: int = 16,
+) -> PoseHypotheses:
+    """The best poses of each image on a grid, one translation per rotation, with their log-likelihoods.
+
+    The log-likelihood of a pose is ``2 Re⟨ramp* CTF image, slice⟩ - ⟨CTF², |slice|²⟩`` on whitened coefficients,
+    up to a constant per image. It is computed in bfloat16 for the whole grid, and again in float32 for the
+    hypotheses kept.
+
+    Parameters
+    ----------
+    batch
+        The images; all of its disk is compared.
+    volume
+        What they are compared with.
+    noise_power
+        ``E|noise|²`` per shell.
+    grid
+        Rotations and translations (Å).
+    keep
+        Hypotheses per image.
+    """
+    whitening = noise_power[batch.disk.shell].rsqrt()
+    slices = slice_quickly(volume, grid.rotation, batch.disk) * whitening
+    rotations, n = slices.shape
+    matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).bfloat16().T
+    power = (slices.real**2 + slices.imag**2).bfloat16().T
+    # The product of an image with ramp* is its image moved back by the translation.
+    ramps = compute_shift(-grid.translation, batch.disk, batch.pixel_size)
+    shifts = len(ramps)
+    chunk = max(1, _CHUNK_BYTES // (2 * shifts * rotations))
+    found = []
+    for start in range(0, len(batch), chunk):
+        images = batch.images[start : start + chunk] * whitening
+        ctf = batch.ctf[start : start + chunk]
+        moved = ((images * ctf)[:, None] * ramps).reshape(-1, n)
+        product = (torch.view_as_real(moved).reshape(-1, 2 * n).bfloat16() @ matrix).view(
+            len(images), shifts, rotations
+        )
+        score = product.amax(1).float() - 0.5 * ((ctf**2).bfloat16() @ power).float()
+        rotation_index = score.topk(keep, dim=1).indices
+        column = rotation_index[:, None].expand(-1, shifts, -1)
+        found.append((rotation_index, product.gather(2, column).argmax(1)))
+    rotation = grid.rotation[torch.cat([r for r, _ in found])]
+    translation = grid.translation[torch.cat([t for _, t in found])]
+    image_of = torch.arange(len(batch), device=rotation.device).repeat_interleave(keep)
+    cost = score_poses(
+        batch, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of
+    )
+    return PoseHypotheses(rotation, translation, -cost.float().view(len(batch), keep)).sorted()

@@ -1,0 +1,1 @@
+"""From particles to a map: bootstrap, refinement, masks, checkpoints and the pipeline."""

@@ -1,0 +1,187 @@
+"""Ab initio: a low-resolution map from nothing, by mini-batch expectation-maximisation.
+
+Each step scores a mini-batch of images against every pose of a freshly turned grid, and inserts the best poses of
+each image with their posterior weights. A radius that grows from a few shells lets large features settle first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.geometry.rotations import random_rotations
+from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.physics.noise import estimate_shell_power
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, grid_radius
+from cryoai.physics.translation import compute_shift
+from cryoai.poses.search import make_search_grid, search_poses, translation_step
+from cryoai.tensors import ParticleBatch
+
+# Low resolution needs no padding: the particle fills about half the box, so its transform is smooth on this grid.
+BOOTSTRAP_PADDING = 1
+# Of each image's hypotheses, those below this weight are not worth inserting.
+_NEGLIGIBLE_WEIGHT = 1e-3
+# The power a map may have beyond what the data support, as a share of the mean weight per shell.
+_RIDGE = 0.1
+
+
+@dataclass(frozen=True)
+class BootstrapSettings:
+    """How a bootstrap runs; the defaults are for boxes in which the particle fills about half.
+
+    Attributes
+    ----------
+    steps, batch_size
+        Mini-batches, and images in each.
+    rotations
+        Points of the SO(3) grid.
+    first_radius, last_radius
+        Shells; the radius marches linearly over ``march`` of the steps.
+    march
+        Share of the steps after which the radius is the last one.
+    max_shift
+        Å, the largest translation tried.
+    keep
+        Poses inserted per image.
+    learning_rate
+        Share of a new mini-batch in the decaying sums.
+    """
+
+    steps: int = 60
+    batch_size: int = 500
+    rotations: int = 4608
+    first_radius: float = 4
+    last_radius: float = 10
+    march: float = 0.7
+    max_shift: float = 50.0
+    keep: int = 16
+    learning_rate: float = 0.3
+
+
+@dataclass(frozen=True, eq=False)
+class BootstrapResult:
+    """A low-resolution map and how well it explains images it has not seen.
+
+    Attributes
+    ----------
+    volume
+        Inside ``last_radius``.
+    noise_power
+        ``E|noise|²`` per shell.
+    held_out_likelihood
+        Mean log-likelihood gain per held-out image over no particle at all, nats.
+    seed
+        What it started from.
+    """
+
+    volume: FourierVolume
+    noise_power: Float[Tensor, " shells"]
+    held_out_likelihood: float
+    seed: int
+
+
+def run_bootstrap(
+    batch: ParticleBatch,
+    settings: BootstrapSettings,
+    seed: int,
+    on_step: Callable[[int], None] = lambda step: None,
+) -> BootstrapResult:
+    """One start from random poses.
+
+    Parameters
+    ----------
+    batch
+        The images, whitened or not; their disk must reach ``last_radius``.
+    settings
+        The schedule.
+    seed
+        Of everything random.
+    on_step
+        Called after each step with its number from 1; for progress.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    batch = batch.prefix(settings.last_radius)
+    noise_power = estimate_shell_power(batch.images[:2000], batch.disk).clamp(min=1e-12)
+    order = torch.randperm(len(batch), generator=generator)
+    total = _insert_random_poses(batch[order[: 4 * settings.batch_size]], noise_power, generator)
+    next_image = 0
+    for step in range(settings.steps):
+        if next_image + settings.batch_size > len(batch):
+            order, next_image = torch.randperm(len(batch), generator=generator), 0
+        rows = order[next_image : next_image + settings.batch_size]
+        next_image += settings.batch_size
+        progress = min(1.0, step / max(1.0, settings.march * settings.steps))
+        radius = settings.first_radius + (settings.last_radius - settings.first_radius) * progress
+        volume = regularised_volume(total, radius)
+        new, noise_power = _step(batch[rows], volume, noise_power, radius, settings, generator)
+        total = total.scaled(1 - settings.learning_rate) + new.scaled(settings.learning_rate)
+        on_step(step + 1)
+    volume = regularised_volume(total, settings.last_radius)
+    return BootstrapResult(volume, noise_power, 0.0, seed)
+
+
+def regularised_volume(total: VolumeAccumulator, radius: float) -> FourierVolume:
+    """Numerator over weight, with a ridge that follows each shell's mean weight; nothing beyond ``radius`` + 1."""
+    distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+    shell = distance.round().long()
+    mean = shell_mean(total.weight, shell)
+    values = total.numerator / (total.weight + _RIDGE * mean[shell] + 1e-6)[..., None]
+    values[distance > radius + 1] = 0
+    return FourierVolume(values, total.box_size, total.padding)
+
+
+def shell_mean(values: Tensor, shell: Tensor) -> Tensor:
+    """Mean of a grid over each shell."""
+    count = torch.bincount(shell.flatten()).clamp(min=1)
+    return torch.bincount(shell.flatten(), weights=values.flatten()).to(values.dtype) / count
+
+
+def _insert_random_poses(
+    batch: ParticleBatch, noise_power: Tensor, generator: torch.Generator
+) -> VolumeAccumulator:
+    inserter = Inserter(
+        batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, batch.images.device
+    )
+    rotation = random_rotations(len(batch), generator).to(batch.images.device)
+    inserter.add(batch, rotation, torch.zeros(len(batch), 2, device=batch.images.device), noise_power)
+    return inserter.result()
+
+
+def _step(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Tensor,
+    radius: float,
+    settings: BootstrapSettings,
+    generator: torch.Generator,
+) -> tuple[VolumeAccumulator, Tensor]:
+    """Search a mini-batch, insert its posterior, and update the noise inside the radius."""
+    inside = batch.prefix(radius)
+    grid = make_search_grid(
+        settings.rotations, settings.max_shift, translation_step(radius, batch.box_length), generator
+    )
+    found = search_poses(inside, volume, noise_power, grid, settings.keep)
+    weight = found.posterior()
+    kept = weight > _NEGLIGIBLE_WEIGHT
+    image_of = torch.arange(len(batch), device=weight.device)[:, None].expand_as(weight)[kept]
+    inserter = Inserter(
+        batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, batch.images.device
+    )
+    inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
+    return inserter.result(), _update_noise(inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0])
+
+
+def _update_noise(
+    batch: ParticleBatch, volume: FourierVolume, noise_power: Tensor, rotation: Tensor, translation: Tensor
+) -> Tensor:
+    model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
+    model = model * compute_shift(translation, batch.disk, batch.pixel_size)
+    measured = estimate_shell_power(batch.images - model, batch.disk)
+    updated = noise_power.clone()
+    shells = slice(1, len(measured))
+    updated[shells] = 0.7 * noise_power[shells] + 0.3 * measured[shells]
+    return updated

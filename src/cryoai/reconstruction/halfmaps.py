@@ -1,0 +1,136 @@
+"""From inserted particles to half-maps, their FSC, and Wiener-filtered maps and references."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.metrics.fsc import FscCurve, compute_fsc
+from cryoai.physics.slicing import (
+    FourierVolume,
+    VolumeAccumulator,
+    grid_radius,
+    grid_to_real,
+    gridding_correction,
+    volume_from_map,
+)
+from cryoai.reconstruction.bootstrap import shell_mean
+from cryoai.reconstruction.masks import make_solvent_mask, make_sphere_mask
+
+# An FSC of 1 would mean no noise at all; the cap keeps the signal-to-noise ratio finite.
+_LARGEST_FSC = 0.9999
+_SMALLEST_SSNR = 1e-3
+# Gaps in Fourier space are filled up to this share of the mean weight, so that half-maps stay finite.
+_GAP_FILL = 1e-3
+
+
+@dataclass(frozen=True, eq=False)
+class HalfMaps:
+    """Two independent reconstructions and what their agreement tells.
+
+    Attributes
+    ----------
+    accumulators
+        One per half.
+    unfiltered
+        The half-maps in real space, without mask or filter.
+    mask
+        Soft, around the particle.
+    fsc
+        Of the masked half-maps.
+    radius
+        Largest shell inserted.
+    """
+
+    accumulators: tuple[VolumeAccumulator, VolumeAccumulator]
+    unfiltered: tuple[Tensor, Tensor]
+    mask: Float[Tensor, "box box box"]
+    fsc: FscCurve
+    radius: float
+
+    def ssnr(self) -> Float[Tensor, " shells"]:
+        """Spectral signal-to-noise ratio of one half-map per shell (0 up to the radius): FSC / (1 - FSC)."""
+        correlation = np.clip(np.concatenate(([1.0], self.fsc.correlation)), 0, _LARGEST_FSC)
+        # Beyond the first shell without agreement nothing is believed, however the noise correlates there.
+        below = np.flatnonzero(correlation[3:] < 0.05)
+        if len(below):
+            correlation[3 + below[0] :] = 0
+        return torch.from_numpy((correlation / (1 - correlation)).astype(np.float32)).clamp(min=_SMALLEST_SSNR)
+
+    def wiener_map(self, half: int | None = None) -> Float[Tensor, "box box box"]:
+        """Masked, Wiener-filtered map of one half, or of both together.
+
+        ``V = Σ CTF·y/σ² / (Σ CTF²/σ² + τ)``, where τ is the shell's mean weight over its SSNR
+        (Scheres, J. Struct. Biol. 2012, eq. 6); twice the particles have twice the SSNR.
+        """
+        first, second = self.accumulators
+        total = first + second if half is None else self.accumulators[half]
+        ssnr = self.ssnr() * (2 if half is None else 1)
+        distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+        shell = distance.round().long()
+        ssnr = torch.nn.functional.pad(ssnr, (0, max(0, int(shell.max()) + 1 - len(ssnr))), value=_SMALLEST_SSNR)
+        tau = shell_mean(total.weight, shell) / ssnr[: int(shell.max()) + 1].to(total.weight.device)
+        values = total.numerator / (total.weight + tau[shell] + 1e-20)[..., None]
+        values[distance > self.radius] = 0
+        return _set_solvent_to_zero(_to_map(values, total), self.mask)
+
+    def reference(self, half: int) -> FourierVolume:
+        """What a half's particles are compared with: its own Wiener map, ready for slicing."""
+        return volume_from_map(self.wiener_map(half), self.radius)
+
+
+def make_half_maps(
+    accumulators: tuple[VolumeAccumulator, VolumeAccumulator],
+    radius: float,
+    voxel_size: float,
+    diameter: float | None,
+    solvent_mask: bool = True,
+) -> HalfMaps:
+    """Reconstruct both halves, find the mask, and compare them.
+
+    Parameters
+    ----------
+    accumulators
+        Sums over each half.
+    radius
+        Largest shell inserted.
+    voxel_size
+        Å.
+    diameter
+        px of the particle, if known.
+    solvent_mask
+        False for a plain sphere, for maps too poor to show their own border.
+    """
+    unfiltered = tuple(_unfiltered(total, radius) for total in accumulators)
+    box = accumulators[0].box_size
+    mask = make_sphere_mask(box, (box - 8) if diameter is None else min(diameter, box - 8))
+    mask = mask.to(unfiltered[0].device)
+    if solvent_mask:
+        first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(*unfiltered, mask), radius)
+        mask = make_solvent_mask(first.wiener_map(), diameter, filter_radius=min(radius, box / 6))
+    fsc = compute_fsc(*unfiltered, mask, voxel_size=voxel_size)
+    return HalfMaps(accumulators, unfiltered, mask, fsc, radius)
+
+
+def _unfiltered(total: VolumeAccumulator, radius: float) -> Tensor:
+    values = total.numerator / (total.weight + _GAP_FILL * total.weight.mean() + 1e-20)[..., None]
+    distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+    values[distance > radius] = 0
+    return _to_map(values, total)
+
+
+def _to_map(values: Tensor, total: VolumeAccumulator) -> Tensor:
+    """Real-space map; what insertion spread over neighbouring grid points is undone."""
+    density = grid_to_real(values, total.box_size, total.padding)
+    return density / gridding_correction(total.box_size, total.padding, density.device)
+
+
+def _set_solvent_to_zero(density: Tensor, mask: Tensor) -> Tensor:
+    """The images have no zero frequency: take the level of the solvent as zero, then apply the mask."""
+    solvent = (1 - mask).sum()
+    level = (density * (1 - mask)).sum() / solvent.clamp(min=1)
+    return (density - level) * mask

@@ -1,0 +1,290 @@
+"""Gold-standard refinement: poses against half-maps, half-maps from poses, until their agreement stops growing.
+
+The two halves share nothing but the bootstrap's low-resolution map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from cryoai.geometry.rotations import rotation_angle
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
+from cryoai.physics.translation import compute_shift
+from cryoai.poses.local import pose_standard_deviations, refine_poses, score_poses
+from cryoai.poses.search import SearchGrid, search_poses
+from cryoai.reconstruction.halfmaps import HalfMaps, make_half_maps
+from cryoai.tensors import ParticleBatch
+
+_CHUNK = 1000
+# Particles whose residuals give the noise spectrum of a half.
+_NOISE_PARTICLES = 1500
+# Two refined hypotheses closer than this are the same pose.
+_SAME_POSE_RADIANS = 0.05
+
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True, eq=False)
+class RefinementState:
+    """Everything a refinement carries from round to round; one entry per particle of the set.
+
+    Attributes
+    ----------
+    rotation
+        (n, 3, 3).
+    translation
+        (n, 2), Å.
+    half
+        (n,) 0 or 1; -1 for particles left out.
+    noise_power
+        ``E|noise|²`` per shell.
+    confidence
+        (n,) probability that the pose is in the right basin; 0 for particles left out.
+    rotation_std, translation_std
+        (n,) radians and Å, from the Gauss-Newton Hessian.
+    """
+
+    rotation: Float[Tensor, "n 3 3"]
+    translation: Float[Tensor, "n 2"]
+    half: Int[np.ndarray, " n"]
+    noise_power: Float[Tensor, " shells"]
+    confidence: Float[Tensor, " n"]
+    rotation_std: Float[Tensor, " n"]
+    translation_std: Float[Tensor, " n"]
+
+    def rows(self, half: int) -> Int[np.ndarray, " m"]:
+        """The particles of one half."""
+        return np.flatnonzero(self.half == half)
+
+    @property
+    def used(self) -> Int[np.ndarray, " m"]:
+        """The particles that take part."""
+        return np.flatnonzero(self.half >= 0)
+
+
+def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> RefinementState:
+    """Split the usable particles in two at random; poses are still to be found."""
+    n = len(data)
+    half = np.full(n, -1)
+    shuffled = np.random.default_rng(seed).permutation(data.usable_rows)
+    half[shuffled[0::2]], half[shuffled[1::2]] = 0, 1
+    return RefinementState(
+        torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
+        torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
+    )  # fmt: skip
+
+
+def reconstruct(
+    data: ParticleData,
+    state: RefinementState,
+    radius: float,
+    diameter: float | None,
+    on_chunk: Progress = lambda done, total: None,
+) -> HalfMaps:
+    """Half-maps from the current poses.
+
+    Parameters
+    ----------
+    data, state
+        Particles and their poses.
+    radius
+        Largest shell inserted.
+    diameter
+        px of the particle, if known.
+    """
+    inserters = [Inserter(data.disk.box_size, radius) for _ in (0, 1)]
+    used = state.used
+    done = 0
+    for rows, batch in data.batches(used, _CHUNK, radius):
+        for half, inserter in enumerate(inserters):
+            mine = np.flatnonzero(state.half[rows] == half)
+            inserter.add(
+                batch, state.rotation[rows[mine]], state.translation[rows[mine]], state.noise_power,
+                torch.from_numpy(mine),
+            )  # fmt: skip
+        done += len(rows)
+        on_chunk(done, len(used))
+    accumulators: tuple[VolumeAccumulator, VolumeAccumulator] = tuple(i.result() for i in inserters)  # type: ignore[assignment]
+    return make_half_maps(accumulators, radius, data.pixel_size, diameter)
+
+
+def update_noise(
+    data: ParticleData, state: RefinementState, references: Sequence[FourierVolume], radius: float
+) -> RefinementState:
+    """Noise spectrum from the residuals of some particles; beyond ``radius`` shells the old one is kept."""
+    powers = []
+    for half, volume in enumerate(references):
+        rows = state.rows(half)
+        rows = rows[:: max(1, len(rows) // _NOISE_PARTICLES)]
+        batch = data.batch(rows, radius)
+        model = slice_quickly(volume, state.rotation[rows], batch.disk) * batch.ctf
+        model = model * compute_shift(state.translation[rows], batch.disk, batch.pixel_size)
+        residual = batch.images - model
+        powers.append(batch.disk.mean_per_shell((residual.abs() ** 2).mean(0)))
+    measured = torch.stack(powers).mean(0)
+    noise = state.noise_power.clone()
+    noise[1 : len(measured)] = measured[1:].clamp(min=1e-12)
+    return replace(state, noise_power=noise)
+
+
+def refine_locally(
+    data: ParticleData,
+    state: RefinementState,
+    references: Sequence[FourierVolume],
+    radius: float,
+    iterations: int = 4,
+    on_chunk: Progress = lambda done, total: None,
+) -> RefinementState:
+    """Gauss-Newton on every particle against its own half's map."""
+    rotation, translation = state.rotation.clone(), state.translation.clone()
+    rotation_std, translation_std = state.rotation_std.clone(), state.translation_std.clone()
+    used = state.used
+    done = 0
+    for rows, batch in data.batches(used, _CHUNK, radius):
+        for half, volume in enumerate(references):
+            mine = np.flatnonzero(state.half[rows] == half)
+            at = rows[mine]
+            found = refine_poses(
+                batch, volume, state.noise_power, rotation[at], translation[at], torch.from_numpy(mine), iterations
+            )
+            rotation[at], translation[at] = found.rotation, found.translation
+            stds = pose_standard_deviations(found.hessian)
+            rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
+        done += len(rows)
+        on_chunk(done, len(used))
+    return replace(
+        state, rotation=rotation, translation=translation, rotation_std=rotation_std, translation_std=translation_std
+    )
+
+
+@dataclass(frozen=True)
+class GlobalSearch:
+    """How particles are searched globally.
+
+    Attributes
+    ----------
+    grid
+        Rotations and translations.
+    radius
+        Shells at which the grid is scored.
+    final_radius
+        Shells at which the refined hypotheses compete.
+    keep
+        Hypotheses refined per particle.
+    """
+
+    grid: SearchGrid
+    radius: float
+    final_radius: float
+    keep: int = 8
+
+
+def search_globally(
+    data: ParticleData,
+    state: RefinementState,
+    references: Sequence[FourierVolume],
+    rows: Int[np.ndarray, " m"],
+    search: GlobalSearch,
+    keep_current: bool = True,
+    on_chunk: Progress = lambda done, total: None,
+) -> tuple[RefinementState, Bool[np.ndarray, " m"]]:
+    """Search some particles over all poses; the best refined hypothesis wins.
+
+    Parameters
+    ----------
+    references
+        One map per half.
+    rows
+        The particles.
+    search
+        The grid and the radii.
+    keep_current
+        Let the current pose compete.
+
+    Returns
+    -------
+    tuple
+        The new state, and which of ``rows`` changed to another pose.
+    """
+    rotation, translation = state.rotation.clone(), state.translation.clone()
+    moved = np.zeros(len(rows), bool)
+    for start in range(0, len(rows), _CHUNK):
+        part = rows[start : start + _CHUNK]
+        batch = data.batch(part, max(search.radius, search.final_radius))
+        for half, volume in enumerate(references):
+            mine = np.flatnonzero(state.half[part] == half)
+            if len(mine) == 0:
+                continue
+            at = part[mine]
+            current = (state.rotation[at], state.translation[at]) if keep_current else None
+            best_r, best_t = _search_batch(batch[torch.from_numpy(mine)], volume, state.noise_power, search, current)
+            if keep_current:
+                moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
+            rotation[at], translation[at] = best_r, best_t
+        on_chunk(start + len(part), len(rows))
+    return replace(state, rotation=rotation, translation=translation), moved
+
+
+def _search_batch(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Tensor,
+    search: GlobalSearch,
+    current: tuple[Tensor, Tensor] | None,
+) -> tuple[Tensor, Tensor]:
+    coarse = batch.prefix(search.radius)
+    found = search_poses(coarse, volume, noise_power, search.grid, search.keep)
+    rotation, translation = found.rotation, found.translation
+    if current is not None:
+        rotation = torch.cat((rotation, current[0][:, None]), 1)
+        translation = torch.cat((translation, current[1][:, None]), 1)
+    hypotheses = rotation.shape[1]
+    image_of = torch.arange(len(batch)).repeat_interleave(hypotheses)
+    local = refine_poses(coarse, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of, 4)
+    rotation, translation = local.rotation.unflatten(0, (-1, hypotheses)), local.translation.unflatten(0, (-1, hypotheses))
+    if current is not None:
+        rotation[:, -1], translation[:, -1] = current
+    if search.final_radius > search.radius:
+        fine = refine_poses(
+            batch.prefix(search.final_radius), volume, noise_power,
+            rotation.flatten(0, 1), translation.flatten(0, 1), image_of, 4,
+        )  # fmt: skip
+        local = fine
+    cost = local.cost.view(len(batch), hypotheses)
+    best = cost.argmin(1)
+    pick = torch.arange(len(batch)) * hypotheses + best
+    return local.rotation[pick], local.translation[pick]
+
+
+def score_all(
+    data: ParticleData,
+    state: RefinementState,
+    references: Sequence[FourierVolume],
+    radius: float,
+) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
+    """Log-likelihood gain of each particle over no particle at all, and its expectation at the right pose.
+
+    For a right pose and a perfect map the gain is Gaussian around the expectation E with variance 2 E.
+    """
+    n = len(data)
+    gain, expected = torch.zeros(n), torch.zeros(n)
+    for rows, batch in data.batches(state.used, _CHUNK, radius):
+        precision = 1 / state.noise_power[batch.disk.shell]
+        for half, volume in enumerate(references):
+            mine = np.flatnonzero(state.half[rows] == half)
+            at = rows[mine]
+            model = slice_quickly(volume, state.rotation[at], batch.disk) * batch.ctf[mine]
+            model = model * compute_shift(state.translation[at], batch.disk, batch.pixel_size)
+            power = ((model.real**2 + model.imag**2) * precision).sum(1)
+            product = batch.images[mine] * model.conj()
+            expected[at] = power
+            gain[at] = 2 * (product.real * precision).sum(1) - power
+    return gain, expected

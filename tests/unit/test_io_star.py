@@ -1,0 +1,380 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+import starfile
+from scipy.spatial.transform import Rotation
+
+from cryoai.cli.info import info
+from cryoai.errors import InputError
+from cryoai.io import ParticleStarWriter, StackWriter, read_particles, write_particles_star
+from cryoai.types import Pose
+
+COUNT = 4
+
+
+def make_stack(path, count=COUNT, box=8, pixel_size=2.0):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with StackWriter(path, count, box, pixel_size) as writer:
+        writer.write(np.zeros((count, box, box), np.float32))
+    return path
+
+
+def names(stack="a.mrcs", count=COUNT):
+    return [f"{i + 1:06d}@{stack}" for i in range(count)]
+
+
+def columns(**changes):
+    table = {
+        "rlnMicrographName": ["0007", "0008", "0009", "0010"],
+        "rlnImageName": names(),
+        "rlnDefocusU": [10000.5, 11000.25, 12000.125, 13000.0625],
+        "rlnDefocusV": [9000.0] * COUNT,
+        "rlnDefocusAngle": [30.0] * COUNT,
+        "rlnAngleRot": [10.0, 20.0, 30.0, 40.0],
+        "rlnAngleTilt": [50.0] * COUNT,
+        "rlnAnglePsi": [-60.0] * COUNT,
+        "rlnLabNote": ["two words", "b", "c", "d"],
+    }
+    table.update(changes)
+    return {name: values for name, values in table.items() if values is not None}
+
+
+def optics(**changes):
+    table = {
+        "rlnOpticsGroup": [1],
+        "rlnOpticsGroupName": ["g1"],
+        "rlnVoltage": [200.0],
+        "rlnSphericalAberration": [1.4],
+        "rlnAmplitudeContrast": [0.07],
+        "rlnImagePixelSize": [2.0],
+        "rlnMtfFileName": ["mtf.star"],
+    }
+    table.update(changes)
+    return table
+
+
+def write_star(path, particles=None, optics_table=None, *, block="particles", optics_last=False):
+    blocks = {block: pd.DataFrame(particles or columns())}
+    if optics_table is not None:
+        blocks = {"optics": pd.DataFrame(optics_table), **blocks}
+    if optics_last:
+        blocks = dict(reversed(blocks.items()))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    starfile.write(blocks, path, float_format="%.12g")
+    return path
+
+
+@pytest.fixture
+def folder(tmp_path):
+    make_stack(tmp_path / "a.mrcs")
+    return tmp_path
+
+
+@pytest.mark.parametrize("optics_last", [False, True])
+def test_relion_31(folder, optics_last):
+    table = columns(rlnOriginXAngst=[1.0] * COUNT, rlnOriginYAngst=[-2.0] * COUNT, rlnOpticsGroup=[1] * COUNT)
+    path = write_star(folder / "p.star", table, optics(), optics_last=optics_last)
+    particles = read_particles(path)
+    assert len(particles) == COUNT and particles.box_size == 8 and particles.pixel_size == 2.0
+    assert particles.stack_paths == (folder / "a.mrcs",)
+    np.testing.assert_array_equal(particles.image_index, np.arange(COUNT))
+    assert particles.ctf is not None and particles.pose is not None
+    assert set(particles.ctf.voltage_kv) == {200.0}
+    assert set(particles.ctf.spherical_aberration_mm) == {1.4}
+    assert set(particles.ctf.amplitude_contrast) == {0.07}
+    np.testing.assert_allclose(particles.ctf.defocus_angle, np.deg2rad(30))
+    np.testing.assert_allclose(particles.pose.translation, [[-1, 2]] * COUNT)
+    expected = [
+        (Rotation.from_euler("z", rot, degrees=True)
+         * Rotation.from_euler("y", 50, degrees=True)
+         * Rotation.from_euler("z", -60, degrees=True)).as_matrix()
+        for rot in (10, 20, 30, 40)
+    ]  # fmt: skip
+    np.testing.assert_allclose(particles.pose.rotation, expected, atol=1e-12)
+
+
+@pytest.mark.parametrize("block", ["", "images", "particles", "model_class_1"])
+def test_relion_30_units(folder, block):
+    table = columns(
+        rlnMagnification=[50000.0] * COUNT,
+        rlnDetectorPixelSize=[7.5] * COUNT,
+        rlnOriginX=[2.0] * COUNT,
+        rlnOriginY=[0.0] * COUNT,
+        rlnVoltage=[300.0, 300.0, 200.0, 200.0],
+        rlnSphericalAberration=[2.7] * COUNT,
+        rlnPhaseShift=[90.0] * COUNT,
+        rlnCtfBfactor=[-20.0] * COUNT,
+    )
+    particles = read_particles(write_star(folder / "p.star", table, block=block))
+    assert particles.pixel_size == pytest.approx(1.5)
+    assert particles.ctf is not None and particles.pose is not None
+    np.testing.assert_allclose(particles.pose.translation, [[-3.0, 0.0]] * COUNT)
+    np.testing.assert_allclose(particles.ctf.phase_shift, np.pi / 2)
+    np.testing.assert_allclose(particles.ctf.b_factor, 20)
+    notes = " ".join(particles.notes)
+    assert "mplitude contrast" in notes and "B factor" in notes and "oltage" not in notes
+
+
+def test_what_is_missing_is_said(folder):
+    table = columns(rlnDefocusV=None, rlnDefocusAngle=None, rlnAnglePsi=None)
+    particles = read_particles(write_star(folder / "p.star", table))
+    assert particles.pose is None and particles.random_subset is None
+    assert particles.pixel_size == pytest.approx(2.0)
+    assert particles.ctf is not None
+    np.testing.assert_array_equal(particles.ctf.defocus_u_angstrom, particles.ctf.defocus_v_angstrom)
+    notes = " ".join(particles.notes)
+    for word in ("header", "Astigmatism", "Voltage", "Spherical", "Amplitude"):
+        assert word in notes
+    bare = read_particles(write_star(folder / "q.star", {"rlnImageName": names()}))
+    assert bare.ctf is None and bare.pose is None
+
+
+@pytest.mark.parametrize(("defocus", "word"), [(1.5, "µm"), (-500.0, "negative")])
+def test_suspicious_defocus(folder, defocus, word):
+    particles = read_particles(write_star(folder / "p.star", columns(rlnDefocusU=[defocus] * COUNT)))
+    assert any(word in note for note in particles.notes)
+
+
+def test_half_sets(folder):
+    particles = read_particles(write_star(folder / "p.star", columns(rlnRandomSubset=[1, 2, 2, 1])))
+    np.testing.assert_array_equal(particles.random_subset, [1, 2, 2, 1])
+    particles = read_particles(write_star(folder / "p.star", columns(rlnRandomSubset=[0, 2, 2, 1])))
+    assert particles.random_subset is None
+
+
+def test_several_optics_groups(folder):
+    table = columns(rlnOpticsGroup=[7, 3, 7, 3])
+    groups = {
+        "rlnOpticsGroup": [3, 7],
+        "rlnVoltage": [300.0, 200.0],
+        "rlnSphericalAberration": [2.7, 1.4],
+        "rlnAmplitudeContrast": [0.1, 0.07],
+        "rlnImagePixelSize": [2.0, 2.0001],
+    }
+    particles = read_particles(write_star(folder / "p.star", table, groups))
+    assert particles.optics_group_count == 2 and particles.ctf is not None
+    np.testing.assert_array_equal(particles.ctf.voltage_kv, [200, 300, 200, 300])
+    groups["rlnImagePixelSize"] = [2.0, 2.1]
+    path = write_star(folder / "q.star", table, groups)
+    with pytest.raises(InputError, match=r"different pixel sizes \(2 to 2.1 Å\)"):
+        read_particles(path)
+    assert any("different pixel sizes" in n for n in read_particles(path, check_stacks=False).notes)
+    groups["rlnOpticsGroup"] = [3, 8]
+    with pytest.raises(InputError, match="particle 1: optics group 7 is not described"):
+        read_particles(write_star(folder / "q.star", table, groups))
+
+
+@pytest.mark.parametrize("place", ["star", "project", "datadir", "datadir by last part", "absolute"])
+def test_stacks_are_found(tmp_path, place, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    written, stack, datadir = {
+        "star": ("sub/a.mrcs", "project/job/sub/a.mrcs", None),
+        "project": ("Extract/job1/a.mrcs", "project/Extract/job1/a.mrcs", None),
+        "datadir": ("Extract/job1/a.mrcs", "data/Extract/job1/a.mrcs", "data"),
+        "datadir by last part": ("Extract/job1/a.mrcs", "data/a.mrcs", "data"),
+        "absolute": (str(tmp_path / "x" / "a.mrcs"), "x/a.mrcs", None),
+    }[place]
+    make_stack(tmp_path / stack)
+    path = write_star(tmp_path / "project" / "job" / "p.star", columns(rlnImageName=names(written)))
+    particles = read_particles(path, datadir=datadir)
+    assert particles.stack_paths == (tmp_path / stack,)
+
+
+def test_missing_stacks(folder, capsys):
+    path = write_star(
+        folder / "p.star", columns(rlnImageName=["1@a.mrcs", "1@b.mrcs", "2@b.mrcs", "1@c.mrcs"])
+    )
+    with pytest.raises(InputError, match=r"b\.mrcs is missing \(2 of its 3 .*--datadir"):
+        read_particles(path)
+    assert [p.name for p in read_particles(path, check_stacks=False).stack_paths] == [
+        "a.mrcs",
+        "b.mrcs",
+        "c.mrcs",
+    ]
+    info(path)
+    assert "1 of 3 found" in capsys.readouterr().out
+    with pytest.raises(InputError, match="not a folder"):
+        read_particles(path, datadir=folder / "nowhere")
+
+
+def test_two_stacks_of_one_name_are_not_confused(tmp_path):
+    make_stack(tmp_path / "data" / "a.mrcs")
+    table = columns(rlnImageName=["1@x/a.mrcs", "2@x/a.mrcs", "1@y/a.mrcs", "2@y/a.mrcs"])
+    path = write_star(tmp_path / "p.star", table)
+    with pytest.raises(InputError, match="would both be"):
+        read_particles(path, datadir=tmp_path / "data")
+
+
+def test_index_beyond_the_stack(folder):
+    table = columns(rlnImageName=[*names()[:3], "000009@a.mrcs"])
+    with pytest.raises(InputError, match=r"p\.star, particle 4: asks for image 9 of .*a\.mrcs, which has 4"):
+        read_particles(write_star(folder / "p.star", table))
+
+
+def test_two_box_sizes(folder):
+    make_stack(folder / "b.mrcs", box=10)
+    table = columns(rlnImageName=["1@a.mrcs", "2@a.mrcs", "1@b.mrcs", "2@b.mrcs"])
+    with pytest.raises(InputError, match=r"two box sizes: 8 px in a\.mrcs and 10 px in b\.mrcs"):
+        read_particles(write_star(folder / "p.star", table))
+
+
+@pytest.mark.parametrize("bad", ["nan", "inf", "1e4x"])
+@pytest.mark.parametrize("column", ["rlnDefocusU", "rlnAngleTilt"])
+def test_values_that_are_not_numbers(folder, column, bad):
+    table = columns(**{column: ["1", "2", bad, "4"]})
+    with pytest.raises(InputError, match=f"particle 3: {column} is not a number"):
+        read_particles(write_star(folder / "p.star", table))
+
+
+@pytest.mark.parametrize("bad", ["0@a.mrcs", "x@a.mrcs", "3@"])
+def test_bad_image_name(folder, bad):
+    with pytest.raises(InputError, match="particle 2: rlnImageName"):
+        read_particles(write_star(folder / "p.star", columns(rlnImageName=["1@a.mrcs", bad, *names()[2:]])))
+
+
+def test_image_name_without_a_number(folder):
+    particles = read_particles(write_star(folder / "p.star", columns(rlnImageName=["a.mrcs", *names()[1:]])))
+    np.testing.assert_array_equal(particles.image_index, np.arange(COUNT))
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "no data block"),
+        (b"\x00\x01" * 500, "binary"),
+        (b"hello\nworld\n", "no data block"),
+        (b"data_particles\n", "not a readable STAR"),
+        (b"data_particles\n\nloop_\n_rlnImageName #1\n", "no particles"),
+        (b"data_\n\nloop_\n_rlnMicrographName #1\na.mrc\n", "no column rlnImageName"),
+        (
+            b"data_\n\nloop_\n_rlnImageName #1\n_rlnDefocusU #2\n1@a.mrcs 5\n1@a.mrcs 5 6 7\n",
+            "not a readable",
+        ),
+    ],
+)
+def test_files_that_are_not_particles(folder, content, why):
+    path = folder / "p.star"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=why):
+        read_particles(path)
+
+
+def test_missing_and_unknown_files(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_particles(tmp_path / "p.star")
+    with pytest.raises(InputError, match=r"unknown kind \(\.txt\).*\.star, \.cs, \.mrcs"):
+        read_particles(tmp_path / "p.txt")
+
+
+def random_pose(count):
+    rng = np.random.default_rng(0)
+    return Pose(Rotation.random(count, random_state=0).as_matrix(), rng.normal(size=(count, 2)))
+
+
+def test_writing_keeps_every_column(folder):
+    table = columns(
+        rlnOpticsGroup=[1] * COUNT, rlnOriginX=[1.0] * COUNT, rlnOriginY=[1.0] * COUNT,
+        rlnTiny=[1.5e-9] * COUNT, rlnLongNumber=[21186.804688] * COUNT,
+    )  # fmt: skip
+    source = read_particles(write_star(folder / "p.star", table, optics()))
+    pose = random_pose(COUNT)
+    out = folder / "out" / "particles.star"
+    half = np.array([1, 2, 1, 2])
+    write_particles_star(out, source, pose, {"cryoaiConfidence": np.full(COUNT, 0.5)}, random_subset=half)
+    blocks = starfile.read(out, parse_as_string=["rlnMicrographName"])
+    kept = [
+        name.replace("rlnOriginX", "rlnOriginXAngst").replace("rlnOriginY", "rlnOriginYAngst")
+        for name in table
+    ]
+    assert list(blocks["particles"]) == [*kept, "rlnRandomSubset", "cryoaiConfidence"]
+    for name in ("rlnMicrographName", "rlnDefocusU", "rlnTiny", "rlnLongNumber", "rlnLabNote"):
+        assert blocks["particles"][name].tolist() == table[name]
+    assert blocks["particles"]["rlnImageName"][1] == f"000002@{folder / 'a.mrcs'}"
+    assert blocks["optics"].iloc[0].to_dict() == {
+        **{name: values[0] for name, values in optics().items()},
+        "rlnImageSize": 8,
+        "rlnImageDimensionality": 2,
+    }
+    again = read_particles(out)
+    assert again.pose is not None
+    np.testing.assert_allclose(again.pose.rotation, pose.rotation, atol=1e-6)
+    np.testing.assert_allclose(again.pose.translation, pose.translation, atol=1e-6)
+    np.testing.assert_array_equal(again.random_subset, half)
+    assert [p.name for p in out.parent.iterdir()] == ["particles.star"]
+
+
+def test_writing_makes_optics_groups_of_relion_30(folder):
+    table = columns(
+        rlnMagnification=[50000.0] * COUNT, rlnDetectorPixelSize=[7.5] * COUNT,
+        rlnVoltage=[300.0, 200.0, 300.0, 200.0],
+    )  # fmt: skip
+    source = read_particles(write_star(folder / "p.star", table, block=""))
+    write_particles_star(folder / "out.star", source, random_pose(COUNT))
+    blocks = starfile.read(folder / "out.star")
+    assert "rlnMagnification" not in blocks["particles"]
+    assert blocks["optics"]["rlnVoltage"].tolist() == [200, 300]
+    assert blocks["optics"]["rlnImagePixelSize"].tolist() == [1.5, 1.5]
+    assert blocks["particles"]["rlnOpticsGroup"].tolist() == [2, 1, 2, 1]
+    again = read_particles(folder / "out.star")
+    assert again.ctf is not None and source.ctf is not None
+    np.testing.assert_array_equal(again.ctf.voltage_kv, source.ctf.voltage_kv)
+
+
+def test_writing_a_selection_and_the_poles(folder):
+    source = read_particles(write_star(folder / "p.star", columns(), optics())).select(np.array([3, 1]))
+    rotation = np.stack([np.eye(3), np.diag([1.0, -1.0, -1.0])])
+    write_particles_star(folder / "out.star", source, Pose(rotation, np.zeros((2, 2))))
+    again = read_particles(folder / "out.star")
+    assert again.pose is not None
+    np.testing.assert_array_equal(again.image_index, [3, 1])
+    np.testing.assert_allclose(again.pose.rotation, rotation, atol=1e-12)
+
+
+def test_bare_stack(folder):
+    source = read_particles(folder / "a.mrcs")
+    assert len(source) == COUNT and source.ctf is None and source.pose is None
+    assert source.box_size == 8 and source.pixel_size == pytest.approx(2.0)
+    write_particles_star(folder / "out.star", source, random_pose(COUNT))
+    again = read_particles(folder / "out.star")
+    assert again.stack_paths == source.stack_paths and again.pose is not None
+    assert again.pixel_size == pytest.approx(2.0)
+
+
+def test_streaming_writer_equals_starfile(tmp_path):
+    table = pd.DataFrame(columns())
+    with ParticleStarWriter(tmp_path / "p.star", pd.DataFrame(optics())) as writer:
+        writer.append(table.iloc[:1])
+        writer.append(table.iloc[1:][list(reversed(table.columns))])
+        with pytest.raises(ValueError, match="same columns"):
+            writer.append(table.drop(columns="rlnDefocusU"))
+    blocks = starfile.read(tmp_path / "p.star", parse_as_string=["rlnMicrographName"])
+    pd.testing.assert_frame_equal(blocks["particles"], table, check_dtype=False)
+    pd.testing.assert_frame_equal(blocks["optics"], pd.DataFrame(optics()), check_dtype=False)
+
+
+def test_streaming_writer_leaves_nothing_behind(tmp_path):
+    with pytest.raises(ZeroDivisionError):
+        with ParticleStarWriter(tmp_path / "p.star", pd.DataFrame(optics())) as writer:
+            writer.append(pd.DataFrame(columns()))
+            raise ZeroDivisionError
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_hundred_thousand_particles_are_read_quickly(tmp_path):
+    import time
+
+    count = 100_000
+    make_stack(tmp_path / "a.mrcs", count=count, box=2)
+    table = {"rlnImageName": names(count=count)}
+    table |= {
+        name: np.full(count, 10.5) for name in ("rlnDefocusU", "rlnDefocusV", "rlnAngleRot", "rlnAngleTilt")
+    }
+    with ParticleStarWriter(tmp_path / "p.star", pd.DataFrame(optics())) as writer:
+        writer.append(pd.DataFrame(table))
+    start = time.perf_counter()
+    particles = read_particles(tmp_path / "p.star")
+    # About 1.5 s on one slow core: the bound is loose, it is here for accidental loops over pandas rows.
+    assert time.perf_counter() - start < 15
+    assert len(particles) == count and len(particles.stack_paths) == 1
