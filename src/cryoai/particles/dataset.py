@@ -35,7 +35,7 @@ class ParticleData:
     box_size
         px of the reconstruction, at most the images'.
     invert_contrast
-        ``"auto"``, ``"yes"`` or ``"no"``.
+        ``"auto"``, ``"yes"`` or ``"no"``; ``"auto"`` believes the metadata, and the images where they say nothing.
     memory_limit
         Bytes of coefficients to hold in memory; more go to a file in ``scratch``.
     scratch
@@ -68,13 +68,19 @@ class ParticleData:
         self.pixel_size = pixel_size * images.box_size / box_size
         self._count = len(particles)
         self._cache = CoefficientCache(self._count, len(self.disk), memory_limit, scratch / "coefficients.bin")
-        self.judgement = self._read_all(images, invert_contrast, on_chunk)
+        self.judgement = self._read_all(images, invert_contrast, particles.contrast_sign, on_chunk)
         self.usable_rows = np.flatnonzero(self.judgement.usable)
 
     def __len__(self) -> int:
         return self._count
 
-    def _read_all(self, images: ParticleImages, invert_contrast: str, on_chunk: Callable[[int], None]) -> Judgement:
+    def _read_all(
+        self,
+        images: ParticleImages,
+        invert_contrast: str,
+        contrast_sign: int | None,
+        on_chunk: Callable[[int], None],
+    ) -> Judgement:
         native = make_fourier_disk(images.box_size, float(self.disk.radius[-1]))
         # Orthonormal coefficients of a cropped image are smaller by the ratio of the boxes.
         crop_factor = self.disk.box_size / images.box_size
@@ -87,7 +93,7 @@ class ParticleData:
             judge.compare_with_blob(coefficients, self._ctf_of(rows, self.disk), self.disk)
             self._cache.append(coefficients.numpy())
             on_chunk(int(rows[-1]) + 1)
-        return judge.verdict(invert_contrast)
+        return judge.verdict(invert_contrast, contrast_sign)
 
     def _ctf_of(self, rows: np.ndarray, disk: FourierDisk) -> torch.Tensor:
         if self._ctf is None:

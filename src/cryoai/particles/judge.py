@@ -78,13 +78,16 @@ class Judge:
         blob = torch.exp(-2 * (math.pi * disk.radius / 8) ** 2) * (disk.radius > 1)
         self._blob.append((coefficients.real * ctf * blob).sum(1).double().numpy())
 
-    def verdict(self, invert_contrast: str = "auto") -> Judgement:
+    def verdict(self, invert_contrast: str = "auto", stated_sign: int | None = None) -> Judgement:
         """Sum up.
 
         Parameters
         ----------
         invert_contrast
-            ``"auto"``, ``"yes"`` or ``"no"``; ``"auto"`` inverts when the images clearly show black protein.
+            ``"auto"``, ``"yes"`` or ``"no"``; ``"auto"`` inverts when the metadata say that protein is black, or
+            say nothing and the images clearly show it.
+        stated_sign
+            What the metadata say: 1 for white protein, -1 for black, None for nothing.
         """
         usable = np.concatenate(self._usable)
         scale = np.zeros(len(usable), np.float32)
@@ -93,7 +96,7 @@ class Judge:
         blob = np.concatenate(self._blob)[usable] * scale[usable]
         error = blob.std() / math.sqrt(max(1, len(blob)))
         z = float(blob.mean() / error) if error > 0 else 0.0
-        auto = -1 if z < -_CONTRAST_Z else 1
+        auto = stated_sign or (-1 if z < -_CONTRAST_Z else 1)
         contrast = {"auto": auto, "yes": -1, "no": 1}[invert_contrast]
         return Judgement(usable, scale * contrast, contrast, z)
 

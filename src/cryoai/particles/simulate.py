@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import disk_to_images, make_fourier_disk
+from cryoai.errors import InputError
+from cryoai.geometry.fourier import crop_or_pad, disk_to_images, make_fourier_disk, resample
 from cryoai.geometry.rotations import random_rotations
 from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.insertion import slice_quickly
@@ -21,8 +22,11 @@ from cryoai.physics.translation import compute_shift
 from cryoai.types import CtfParameters, Map, Pose
 
 CHUNK = 500
-# Enough images for their variance to be known to better than one per cent.
+"""Most particles made at once."""
+_CHUNK_PIXELS = 2**25
+"""Bounds the memory of a chunk of large images, to a few times 128 MiB."""
 _VARIANCE_IMAGES = 1000
+"""Enough images for their variance to be known to better than one per cent."""
 
 
 @dataclass(frozen=True)
@@ -40,9 +44,9 @@ class SimulationSettings:
     use_ctf
         False for a perfect microscope.
     ctf
-        CTFs to draw from, one per particle in turn; None draws log-normal defoci.
+        CTFs to use in turn; None draws them (`draw_ctf`).
     pose
-        Poses to use in turn; None draws uniform rotations.
+        Poses to use in turn; None draws uniform rotations and normal translations.
     seed
         Everything random follows from it.
     """
@@ -76,7 +80,15 @@ class SimulatedChunk:
 
 
 def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
-    """Log-normal defoci around 1.5 µm (σ of the logarithm 0.25), up to 2 % astigmatism, 300 kV, Cs 2.7 mm, 10 %."""
+    """CTFs of an ordinary session: 300 kV, Cs 2.7 mm, 10 % amplitude contrast, up to 2 % astigmatism.
+
+    Parameters
+    ----------
+    count
+        How many.
+    rng
+        Draws log-normal defoci around 1.5 µm underfocus (σ of the logarithm 0.25).
+    """
     defocus_u = np.exp(rng.normal(math.log(15_000), 0.25, count))
     return CtfParameters(
         defocus_u_angstrom=defocus_u,
@@ -93,62 +105,124 @@ def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
 class Simulator:
     """Makes the images of a map; memory does not depend on their number.
 
+    Particle i is the same however many others are made, but for the common scale when there are fewer than
+    1000 of them. Projections are trilinear slices of the twice padded transform: against the analytic
+    projections of Gaussian blobs their error is 1.5 % (relative root mean square) where the blobs lie within
+    a quarter of the box from its centre, and 3 % within 0.35 of it.
+
     Parameters
     ----------
     true_map
         The molecule, protein positive.
     settings
         What to simulate.
+
+    Attributes
+    ----------
+    signal_variance, noise_variance
+        Of a pixel, over the set, before the images are scaled to unit variance (the map's units, squared).
     """
 
     def __init__(self, true_map: Map, settings: SimulationSettings) -> None:
         self.settings = settings
         self.pixel_size = true_map.voxel_size
-        self._volume = volume_from_map(torch.from_numpy(true_map.density))
+        self._volume = volume_from_map(torch.from_numpy(np.array(true_map.density, dtype=np.float32)))
         self._disk = make_fourier_disk(true_map.box_size)
+        self._chunk = min(CHUNK, max(1, _CHUNK_PIXELS // true_map.box_size**2))
         self.signal_variance = self._measure_signal()
         db = settings.snr_db
         self.noise_variance = 0.0 if db is None else self.signal_variance / 10 ** (db / 10)
 
     def chunks(self) -> Iterator[SimulatedChunk]:
-        """All particles, `CHUNK` at a time."""
+        """All particles, at most `CHUNK` at a time."""
         scale = 1 / math.sqrt(self.signal_variance + self.noise_variance)
-        for start in range(0, self.settings.n_particles, CHUNK):
+        for start in range(0, self.settings.n_particles, self._chunk):
             clean, pose, ctf, generator = self._clean_chunk(start)
             if self.noise_variance:
-                clean = clean + make_white_noise(tuple(clean.shape), math.sqrt(self.noise_variance), generator)
+                # Drawn for a whole chunk even where less is left, so that no particle's noise depends on n.
+                shape = (self._chunk, *clean.shape[1:])
+                noise = make_white_noise(shape, math.sqrt(self.noise_variance), generator)
+                clean = clean + noise[: len(clean)]
             yield SimulatedChunk((clean * scale).numpy(), pose, ctf)
 
     def _measure_signal(self) -> float:
+        """Variance of the noise-free images; their mean is zero, since the Fourier disk leaves it out."""
         count = min(self.settings.n_particles, _VARIANCE_IMAGES)
-        chunks = [self._clean_chunk(start)[0] for start in range(0, count, CHUNK)]
-        return float(torch.cat(chunks).var())
+        power, pixels = 0.0, 0
+        for start in range(0, count, self._chunk):
+            images = self._clean_chunk(start)[0][: count - start]
+            power += float(images.double().square().sum())
+            pixels += images.numel()
+        if not power > 0:
+            raise InputError("the map shows no density in its projections", advice="give another map")
+        return power / pixels
 
     def _clean_chunk(self, start: int) -> tuple[Tensor, Pose, CtfParameters | None, torch.Generator]:
         """Noise-free images from ``start`` on, and the generator that goes on to make their noise.
 
-        Each chunk has its own random state, so that a stack does not depend on how it was cut.
+        Each chunk has its own random state, so that none needs those before it.
         """
         settings = self.settings
-        count = min(CHUNK, settings.n_particles - start)
-        entropy = np.random.SeedSequence([settings.seed, start // CHUNK])
-        rng = np.random.default_rng(entropy)
+        count = min(self._chunk, settings.n_particles - start)
+        rng = np.random.default_rng(np.random.SeedSequence([settings.seed, start // self._chunk]))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
-        pose = self._poses(start, count, generator)
-        rotation = torch.from_numpy(pose.rotation)
-        image = slice_quickly(self._volume, rotation, self._disk)
+        pose = self._poses(start, generator)[:count]
+        image = slice_quickly(self._volume, torch.from_numpy(pose.rotation), self._disk)
         image = image * compute_shift(torch.from_numpy(pose.translation), self._disk, self.pixel_size)
         ctf = None
         if settings.use_ctf:
-            rows = np.arange(start, start + count)
-            ctf = draw_ctf(count, rng) if settings.ctf is None else settings.ctf[rows % len(settings.ctf)]
+            ctf = self._ctfs(start, rng)[:count]
             image = image * compute_ctf(ctf, self._disk, self.pixel_size)
         return disk_to_images(image, self._disk), pose, ctf, generator
 
-    def _poses(self, start: int, count: int, generator: torch.Generator) -> Pose:
-        if self.settings.pose is not None:
-            given = self.settings.pose[np.arange(start, start + count) % len(self.settings.pose)]
-            return Pose(given.rotation.astype(np.float32), given.translation.astype(np.float32))
-        rotation = random_rotations(count, generator)
-        translation = torch.randn(count, 2, generator=generator) * self.settings.shift_sigma
+    def _poses(self, start: int, generator: torch.Generator) -> Pose:
+        given = self.settings.pose
+        if given is not None:
+            chosen = given[np.arange(start, start + self._chunk) % len(given)]
+            return Pose(chosen.rotation.astype(np.float32), chosen.translation.astype(np.float32))
+        rotation = random_rotations(self._chunk, generator)
+        translation = torch.randn(self._chunk, 2, generator=generator) * self.settings.shift_sigma
         return Pose(rotation.numpy(), translation.numpy())
+
+    def _ctfs(self, start: int, rng: np.random.Generator) -> CtfParameters:
+        given = self.settings.ctf
+        if given is None:
+            return draw_ctf(self._chunk, rng)
+        return given[np.arange(start, start + self._chunk) % len(given)]
+
+
+def fit_map_to_box(density_map: Map, box_size: int, pixel_size: float) -> Map:
+    """A map on another grid: resampled in Fourier space, then cropped or padded with zeros.
+
+    Fourier cropping reaches only voxel sizes of (old box · old voxel size) / integer, so the map is first
+    padded by up to 32 voxels to the box that comes closest to ``pixel_size``.
+
+    Parameters
+    ----------
+    density_map
+        The map; its centre ``box // 2`` stays the centre.
+    box_size
+        px.
+    pixel_size
+        Å.
+
+    Raises
+    ------
+    InputError
+        No such box comes within 1 % of ``pixel_size``.
+    """
+    ratio = density_map.voxel_size / pixel_size
+    padded = range(density_map.box_size, density_map.box_size + 33)
+    errors = [abs(box * ratio / max(1, round(box * ratio)) - 1) for box in padded]
+    # The first that is as good as exact, so that a map that needs no padding gets none.
+    best = next((i for i, error in enumerate(errors) if error < 1e-4), int(np.argmin(errors)))
+    if errors[best] > 0.01:
+        raise InputError(
+            f"a map of {density_map.box_size} voxels of {density_map.voxel_size:g} Å cannot be resampled to "
+            f"{pixel_size:g} Å",
+            advice="choose a smaller pixel size",
+        )
+    density = torch.from_numpy(np.array(density_map.density, dtype=np.float32))
+    density = crop_or_pad(density, padded[best], (0, 1, 2))
+    density = resample(density, round(padded[best] * ratio), 3)
+    return Map(crop_or_pad(density, box_size, (0, 1, 2)).contiguous().numpy(), pixel_size)

@@ -5,6 +5,7 @@ The two halves share nothing but the bootstrap's low-resolution map.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -14,14 +15,15 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoai.geometry.rotations import rotation_angle
+from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
-from cryoai.poses.local import pose_standard_deviations, refine_poses, score_poses
+from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.poses.search import SearchGrid, search_poses
 from cryoai.reconstruction.halfmaps import HalfMaps, make_half_maps
-from cryoai.tensors import ParticleBatch
+from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 _CHUNK = 1000
 # Particles whose residuals give the noise spectrum of a half.
@@ -29,7 +31,7 @@ _NOISE_PARTICLES = 1500
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
 
-Progress = Callable[[int, int], None]
+OnChunk = Callable[[int], None]
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +89,7 @@ def reconstruct(
     state: RefinementState,
     radius: float,
     diameter: float | None,
-    on_chunk: Progress = lambda done, total: None,
+    on_chunk: OnChunk = lambda done: None,
 ) -> HalfMaps:
     """Half-maps from the current poses.
 
@@ -111,7 +113,7 @@ def reconstruct(
                 torch.from_numpy(mine),
             )  # fmt: skip
         done += len(rows)
-        on_chunk(done, len(used))
+        on_chunk(done)
     accumulators: tuple[VolumeAccumulator, VolumeAccumulator] = tuple(i.result() for i in inserters)  # type: ignore[assignment]
     return make_half_maps(accumulators, radius, data.pixel_size, diameter)
 
@@ -141,7 +143,7 @@ def refine_locally(
     references: Sequence[FourierVolume],
     radius: float,
     iterations: int = 4,
-    on_chunk: Progress = lambda done, total: None,
+    on_chunk: OnChunk = lambda done: None,
 ) -> RefinementState:
     """Gauss-Newton on every particle against its own half's map."""
     rotation, translation = state.rotation.clone(), state.translation.clone()
@@ -159,7 +161,7 @@ def refine_locally(
             stds = pose_standard_deviations(found.hessian)
             rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
         done += len(rows)
-        on_chunk(done, len(used))
+        on_chunk(done)
     return replace(
         state, rotation=rotation, translation=translation, rotation_std=rotation_std, translation_std=translation_std
     )
@@ -167,7 +169,7 @@ def refine_locally(
 
 @dataclass(frozen=True)
 class GlobalSearch:
-    """How particles are searched globally.
+    """How particles are searched globally: a funnel from many poses at low resolution to one at high.
 
     Attributes
     ----------
@@ -175,16 +177,18 @@ class GlobalSearch:
         Rotations and translations.
     radius
         Shells at which the grid is scored.
-    final_radius
-        Shells at which the refined hypotheses compete.
     keep
-        Hypotheses refined per particle.
+        Grid poses kept per particle.
+    stages
+        (radius, hypotheses) of each round of local refinement; after each, that many of the likeliest distinct
+        hypotheses go on. Radii grow because a pose that is off by δ can only be pulled in by frequencies whose
+        phase δ turns by less than a quarter period.
     """
 
     grid: SearchGrid
     radius: float
-    final_radius: float
-    keep: int = 8
+    keep: int
+    stages: tuple[tuple[float, int], ...]
 
 
 def search_globally(
@@ -194,7 +198,7 @@ def search_globally(
     rows: Int[np.ndarray, " m"],
     search: GlobalSearch,
     keep_current: bool = True,
-    on_chunk: Progress = lambda done, total: None,
+    on_chunk: OnChunk = lambda done: None,
 ) -> tuple[RefinementState, Bool[np.ndarray, " m"]]:
     """Search some particles over all poses; the best refined hypothesis wins.
 
@@ -218,7 +222,7 @@ def search_globally(
     moved = np.zeros(len(rows), bool)
     for start in range(0, len(rows), _CHUNK):
         part = rows[start : start + _CHUNK]
-        batch = data.batch(part, max(search.radius, search.final_radius))
+        batch = data.batch(part, max(search.radius, *(radius for radius, _ in search.stages)))
         for half, volume in enumerate(references):
             mine = np.flatnonzero(state.half[part] == half)
             if len(mine) == 0:
@@ -229,7 +233,7 @@ def search_globally(
             if keep_current:
                 moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
             rotation[at], translation[at] = best_r, best_t
-        on_chunk(start + len(part), len(rows))
+        on_chunk(start + len(part))
     return replace(state, rotation=rotation, translation=translation), moved
 
 
@@ -240,28 +244,100 @@ def _search_batch(
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    coarse = batch.prefix(search.radius)
-    found = search_poses(coarse, volume, noise_power, search.grid, search.keep)
-    rotation, translation = found.rotation, found.translation
-    if current is not None:
-        rotation = torch.cat((rotation, current[0][:, None]), 1)
-        translation = torch.cat((translation, current[1][:, None]), 1)
-    hypotheses = rotation.shape[1]
-    image_of = torch.arange(len(batch)).repeat_interleave(hypotheses)
-    local = refine_poses(coarse, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of, 4)
-    rotation, translation = local.rotation.unflatten(0, (-1, hypotheses)), local.translation.unflatten(0, (-1, hypotheses))
-    if current is not None:
-        rotation[:, -1], translation[:, -1] = current
-    if search.final_radius > search.radius:
-        fine = refine_poses(
-            batch.prefix(search.final_radius), volume, noise_power,
-            rotation.flatten(0, 1), translation.flatten(0, 1), image_of, 4,
-        )  # fmt: skip
-        local = fine
-    cost = local.cost.view(len(batch), hypotheses)
-    best = cost.argmin(1)
-    pick = torch.arange(len(batch)) * hypotheses + best
-    return local.rotation[pick], local.translation[pick]
+    """The funnel for particles of one half; returns their rotations and translations."""
+    hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
+    for stage, (radius, keep) in enumerate(search.stages):
+        if current is not None and stage == len(search.stages) - 1:
+            hypotheses = _append(hypotheses, *current)
+        hypotheses = _refine_hypotheses(batch.prefix(radius), volume, noise_power, hypotheses)
+        hypotheses = _distinct(hypotheses, keep)
+    return hypotheses.rotation[:, 0], hypotheses.translation[:, 0]
+
+
+def _refine_hypotheses(
+    batch: ParticleBatch, volume: FourierVolume, noise_power: Tensor, hypotheses: PoseHypotheses
+) -> PoseHypotheses:
+    """All hypotheses refined locally, and weighed at this batch's radius."""
+    shape = hypotheses.log_weight.shape
+    image_of = torch.arange(shape[0]).repeat_interleave(shape[1])
+    rotation, translation = hypotheses.rotation.flatten(0, 1), hypotheses.translation.flatten(0, 1)
+    local = refine_poses(batch, volume, noise_power, rotation, translation, image_of, 4)
+    return PoseHypotheses(
+        local.rotation.unflatten(0, shape), local.translation.unflatten(0, shape), -local.cost.float().view(shape)
+    )
+
+
+def _distinct(hypotheses: PoseHypotheses, keep: int) -> PoseHypotheses:
+    """The best hypotheses that are not the same pose as a better one; duplicates fill up if there are too few."""
+    ordered = hypotheses.sorted()
+    trace = torch.einsum("bhij,bkij->bhk", ordered.rotation, ordered.rotation)
+    same = (trace > 1 + 2 * math.cos(_SAME_POSE_RADIANS)).tril(-1).any(2)
+    demoted = ordered.log_weight - torch.where(same, 1e9, 0.0)
+    unique = PoseHypotheses(ordered.rotation, ordered.translation, demoted)
+    return unique.sorted(keep)
+
+
+def _append(hypotheses: PoseHypotheses, rotation: Tensor, translation: Tensor) -> PoseHypotheses:
+    return PoseHypotheses(
+        torch.cat((hypotheses.rotation, rotation[:, None]), 1),
+        torch.cat((hypotheses.translation, translation[:, None]), 1),
+        torch.nn.functional.pad(hypotheses.log_weight, (0, 1)),
+    )
+
+
+def try_mates(
+    data: ParticleData,
+    state: RefinementState,
+    references: Sequence[FourierVolume],
+    mates: Sequence[MapAlignment],
+    radius: float,
+    on_chunk: OnChunk = lambda done: None,
+) -> tuple[RefinementState, Float[Tensor, " n"]]:
+    """Try every particle at the mates of its pose under the map's near-symmetries; the likeliest pose wins.
+
+    Parameters
+    ----------
+    mates
+        ``map(x) ≈ map(Q x + shift)``, shifts in px.
+    radius
+        Shells at which the mates compete; only high resolution can tell them apart.
+
+    Returns
+    -------
+    tuple
+        The new state, and each particle's posterior weight of the pose kept among its mates.
+    """
+    rotation, translation = state.rotation.clone(), state.translation.clone()
+    weight = torch.ones(len(data))
+    used, done = state.used, 0
+    for rows, batch in data.batches(used, _CHUNK, radius):
+        for half, volume in enumerate(references):
+            mine = np.flatnonzero(state.half[rows] == half)
+            at = rows[mine]
+            poses = [(rotation[at], translation[at])]
+            poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
+            image_of = torch.from_numpy(mine).repeat(len(poses))
+            local = refine_poses(
+                batch, volume, state.noise_power,
+                torch.cat([r for r, _ in poses]), torch.cat([t for _, t in poses]), image_of, 4,
+            )  # fmt: skip
+            cost = local.cost.view(len(poses), len(mine))
+            best = cost.argmin(0)
+            pick = best * len(mine) + torch.arange(len(mine))
+            rotation[at], translation[at] = local.rotation[pick], local.translation[pick]
+            weight[at] = torch.softmax(-cost, 0).amax(0).float()
+        done += len(rows)
+        on_chunk(done)
+    return replace(state, rotation=rotation, translation=translation), weight
+
+
+def _apply_mate(
+    mate: MapAlignment, rotation: Tensor, translation: Tensor, pixel_size: float
+) -> tuple[Tensor, Tensor]:
+    """The pose at which the nearly symmetric map looks the same: ``Q R``, and the shift seen in its plane."""
+    turned = torch.from_numpy(mate.rotation).to(rotation) @ rotation
+    shift = torch.from_numpy(mate.shift).to(translation) * pixel_size
+    return turned, translation - (shift @ turned)[:, :2]
 
 
 def score_all(

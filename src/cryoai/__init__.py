@@ -1,0 +1,67 @@
+"""Ab initio single-particle cryo-EM: from a particle stack to a map, poses and an honest resolution.
+
+The names below load on first use, so that importing the package is quick and does not import torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cryoai.errors import CryoAIError, InputError
+    from cryoai.io import read_map, read_particles, write_map
+    from cryoai.metrics.evaluation import evaluate_reconstruction
+    from cryoai.particles.phantom import make_phantom
+    from cryoai.particles.simulate import SimulationSettings, Simulator
+    from cryoai.reconstruction.config import ReconstructConfig
+    from cryoai.reconstruction.pipeline import ReconstructionResult, reconstruct
+    from cryoai.types import CtfParameters, Map, ParticleSet, Pose
+
+_HOME = {
+    "CryoAIError": "cryoai.errors",
+    "CtfParameters": "cryoai.types",
+    "InputError": "cryoai.errors",
+    "Map": "cryoai.types",
+    "ParticleSet": "cryoai.types",
+    "Pose": "cryoai.types",
+    "ReconstructConfig": "cryoai.reconstruction.config",
+    "ReconstructionResult": "cryoai.reconstruction.pipeline",
+    "SimulationSettings": "cryoai.particles.simulate",
+    "Simulator": "cryoai.particles.simulate",
+    "evaluate_reconstruction": "cryoai.metrics.evaluation",
+    "make_phantom": "cryoai.particles.phantom",
+    "read_map": "cryoai.io",
+    "read_particles": "cryoai.io",
+    "reconstruct": "cryoai.reconstruction.pipeline",
+    "write_map": "cryoai.io",
+}
+
+__all__ = [
+    "CryoAIError",
+    "CtfParameters",
+    "InputError",
+    "Map",
+    "ParticleSet",
+    "Pose",
+    "ReconstructConfig",
+    "ReconstructionResult",
+    "SimulationSettings",
+    "Simulator",
+    "evaluate_reconstruction",
+    "make_phantom",
+    "read_map",
+    "read_particles",
+    "reconstruct",
+    "write_map",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

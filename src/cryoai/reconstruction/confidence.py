@@ -1,0 +1,55 @@
+"""How likely it is that a particle's pose is right, from how well its image fits."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+_ITERATIONS = 50
+# Where poses found by search but wrong lie at first, in standard deviations below the right ones.
+_WRONG_START, _WRONG_SPREAD = 6.0, 3.0
+
+
+def fit_quality(
+    gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]
+) -> Float[Tensor, " n"]:
+    """How far each log-likelihood gain lies from its expectation, in standard deviations.
+
+    At the right pose and with a perfect map the gain is Gaussian around E with variance 2 E.
+    """
+    return (gain - expected) / (2 * expected.clamp(min=1e-6)).sqrt()
+
+
+def estimate_confidence(quality: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """Posterior probability of belonging to the well-fitting population, from a mixture of two Gaussians.
+
+    The right poses' Gaussian is fixed by the median and the median absolute deviation; the wrong poses' mean,
+    spread and share are fitted by expectation-maximisation. What fits better than the median is not doubted.
+    """
+    values = quality.double().numpy()
+    if len(values) < 20:
+        return torch.ones(len(values))
+    centre = np.median(values)
+    spread = max(1.4826 * np.median(np.abs(values - centre)), 1e-6)
+    z = (values - centre) / spread
+    share, mean, width = 0.05, -_WRONG_START, _WRONG_SPREAD
+    for _ in range(_ITERATIONS):
+        wrong = share * _gaussian(z, mean, width)
+        wrong = wrong / (wrong + (1 - share) * _gaussian(z, 0.0, 1.0) + 1e-300)
+        wrong[z > 0] = 0
+        total = wrong.sum()
+        share = float(np.clip(total / len(z), 1e-4, 0.6))
+        if total > 1:
+            mean = min(float((wrong * z).sum() / total), -2.0)
+            width = max(float(np.sqrt((wrong * (z - mean) ** 2).sum() / total)), 1.0)
+    right = 1 - wrong
+    # A worse fit is never more trusted, also where the two Gaussians cross twice.
+    order = np.argsort(z)
+    right[order] = np.maximum.accumulate(right[order])
+    return torch.from_numpy(right).float()
+
+
+def _gaussian(z: np.ndarray, mean: float, width: float) -> np.ndarray:
+    return np.exp(-0.5 * ((z - mean) / width) ** 2) / width

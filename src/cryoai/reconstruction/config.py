@@ -1,0 +1,126 @@
+"""What a reconstruction can be told: one typed model, filled by the command line, a YAML file, or Python."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from cryoai.errors import InputError
+
+
+class BootstrapConfig(BaseModel):
+    """The ab initio stage: mini-batch expectation-maximisation at low resolution."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int = Field(20_000, ge=100)
+    """At most this many images, drawn at random, are used."""
+    steps: int = Field(60, ge=5)
+    """Mini-batches of each start."""
+    batch_size: int = Field(500, ge=10)
+    """Images in a mini-batch."""
+    rotations: int = Field(4608, ge=500)
+    """Points of the SO(3) grid."""
+    first_radius: float = Field(4.0, ge=2)
+    """Shells (of a box that the particle half fills); the radius marches from here"""
+    last_radius: float = Field(10.0, ge=4)
+    """to here."""
+    max_shift: float = Field(0.16, gt=0, lt=0.5)
+    """Largest translation tried, box lengths."""
+
+
+class RefineConfig(BaseModel):
+    """The gold-standard refinement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    max_rounds: int = Field(8, ge=1)
+    """At most this many rounds of map and poses."""
+    search_rotations: int = Field(18_432, ge=500)
+    """SO(3) grid of the second global search."""
+    search_radius: float = Field(12.0, ge=4)
+    """Shells of the second global search."""
+    max_shift: float = Field(0.28, gt=0, lt=0.5)
+    """Largest translation of the second global search, box lengths."""
+
+
+class ReconstructConfig(BaseModel):
+    """Every option of ``cryoai reconstruct``; the groups are set through ``--config``."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    method: Literal["search", "amortized", "hybrid"] = "search"
+    """How poses are found."""
+    known_poses: bool = False
+    """Insert at the input's poses; nothing is searched."""
+    box_size: Annotated[int, Field(ge=16)] | None = None
+    """px of the map; images are Fourier cropped. Default: the images' box, at most 128."""
+    particle_diameter: Annotated[float, Field(gt=0)] | None = None
+    """Å; nothing outside this sphere is taken for particle."""
+    max_particles: Annotated[int, Field(ge=2)] | None = None
+    """Use only so many particles, spread over the file."""
+    invert_contrast: Literal["auto", "yes", "no"] = "auto"
+    """Whether protein is black in the images."""
+    invert_hand: bool = False
+    """Mirror the result; the hand cannot be known from the images."""
+    no_ctf: bool = False
+    """Take the images as not modulated by a CTF."""
+    seeds: int = Field(3, ge=1, le=50)
+    """Independent starts of the bootstrap."""
+    seed: int = Field(0, ge=0)
+    """Everything random follows from it."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where to compute."""
+    cache_gib: float = Field(0.25, ge=0)
+    """Memory for the particles' Fourier coefficients; more go to a scratch file in the output folder."""
+    bootstrap: BootstrapConfig = BootstrapConfig()
+    """The ab initio stage."""
+    refine: RefineConfig = RefineConfig()
+    """The refinement."""
+
+
+def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConfig:
+    """A configuration from a YAML file (or none) and options that take precedence.
+
+    Parameters
+    ----------
+    path
+        YAML file with the names of `ReconstructConfig`.
+    overrides
+        Options given explicitly.
+
+    Raises
+    ------
+    InputError
+        The file can't be read, a name is unknown (with the nearest known one), or a value is out of range.
+    """
+    values: dict[str, Any] = {}
+    if path is not None:
+        try:
+            loaded = yaml.safe_load(path.read_text())
+        except FileNotFoundError as error:
+            raise InputError("does not exist", file=path) from error
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise InputError(f"is not a YAML file ({error})", file=path) from error
+        if loaded is not None and not isinstance(loaded, dict):
+            raise InputError("holds no options", file=path, advice="write one 'name: value' per line")
+        values = loaded or {}
+    try:
+        return ReconstructConfig(**{**values, **overrides})
+    except ValidationError as error:
+        raise InputError(_explain(error), file=path) from error
+
+
+def _explain(error: ValidationError) -> str:
+    first = error.errors()[0]
+    name = ".".join(str(part) for part in first["loc"])
+    if first["type"] != "extra_forbidden":
+        return f"option '{name}': {first['msg'].lower()} (it is {first['input']!r})"
+    models = {"": ReconstructConfig, "bootstrap": BootstrapConfig, "refine": RefineConfig}
+    group, _, key = name.rpartition(".")
+    near = difflib.get_close_matches(key, models.get(group, ReconstructConfig).model_fields, 1)
+    return f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")

@@ -1,0 +1,103 @@
+"""The files a reconstruction leaves behind; each is written atomically."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float
+
+from cryoai.io import write_map, write_particles_star, write_text_atomic
+from cryoai.types import Map, Pose
+
+if TYPE_CHECKING:
+    from cryoai.reconstruction.pipeline import ReconstructionResult
+
+
+def write_outputs(result: ReconstructionResult) -> None:
+    """Write maps, particles, FSC and metrics into the run's folder."""
+    folder = result.folder
+    for name, density in (
+        ("half1", result.halves.unfiltered[0].cpu().numpy()),
+        ("half2", result.halves.unfiltered[1].cpu().numpy()),
+        ("mask", result.halves.mask.cpu().numpy()),
+        ("map", result.density),
+    ):
+        write_map(Map(np.ascontiguousarray(density, np.float32), result.voxel_size), folder / f"{name}.mrc")
+    write_poses(result, folder / "particles.star")
+    write_text_atomic(folder / "fsc.csv", fsc_table(result).to_csv(index=False, float_format="%.6g"))
+    write_text_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics(result)))
+
+
+def write_poses(result: ReconstructionResult, path: Path) -> None:
+    """The input's rows with the poses found, half-sets, confidence and standard deviations.
+
+    Particles that were left out keep pose zero and confidence 0. Their half-set is 1, since RELION knows no
+    other; the confidence tells them apart.
+    """
+    state = result.state
+    left_out = state.half < 0
+    pose = Pose(state.rotation.double().numpy(), state.translation.double().numpy())
+    extra: dict[str, Float[np.ndarray, " n"]] = {
+        "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
+        "cryoaiRotationStdDeg": _finite(np.degrees(state.rotation_std.double().numpy())),
+        "cryoaiTranslationStdAngst": _finite(state.translation_std.double().numpy()),
+    }
+    subset = np.where(left_out, 1, state.half + 1)
+    write_particles_star(path, result.particles, pose, extra, random_subset=subset)
+
+
+def _finite(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+    """STAR has no word for an unknown number; 999 stands for a pose that was not found."""
+    return np.where(np.isfinite(values), np.minimum(values, 999.0), 999.0)
+
+
+def fsc_table(result: ReconstructionResult) -> pd.DataFrame:
+    """Half-map FSC per shell: corrected for the mask, masked, unmasked, and with random phases."""
+    fsc = result.fsc
+    length = fsc.corrected.box_size * result.voxel_size
+    return pd.DataFrame(
+        {
+            "shell": fsc.corrected.shell,
+            "resolution_angstrom": length / fsc.corrected.shell,
+            "fsc_corrected": fsc.corrected.correlation,
+            "fsc_masked": fsc.masked.correlation,
+            "fsc_unmasked": fsc.unmasked.correlation,
+            "fsc_phase_randomised": fsc.randomised.correlation,
+        }
+    )
+
+
+def metrics(result: ReconstructionResult) -> list[dict]:
+    """One record per bootstrap start, per refinement round, and for the result."""
+    lines: list[dict] = []
+    if result.ab_initio is not None:
+        pairs = zip(result.ab_initio.likelihoods, result.ab_initio.agreements, strict=True)
+        lines += [
+            {"step": "bootstrap", "start": i + 1, "held_out_likelihood": likelihood, "agreement": agreement}
+            for i, (likelihood, agreement) in enumerate(pairs)
+        ]
+    lines += [{"step": "round", **asdict(summary)} for summary in result.rounds]
+    used = result.state.used
+    lines.append(
+        {
+            "step": "result",
+            "particles": len(result.particles),
+            "particles_used": len(used),
+            "box_size": result.fsc.corrected.box_size,
+            "voxel_size": result.voxel_size,
+            "resolution_angstrom": result.resolution,
+            "resolution_masked_angstrom": result.fsc.masked.resolution_angstrom(0.143),
+            "resolution_unmasked_angstrom": result.fsc.unmasked.resolution_angstrom(0.143),
+            "median_confidence": float(result.state.confidence[used].median()),
+            "fraction_confident": float((result.state.confidence[used] > 0.5).float().mean()),
+            "median_rotation_std_deg": float(np.degrees(result.state.rotation_std[used].median())),
+            "seconds": result.seconds,
+            "warnings": list(result.warnings),
+        }
+    )
+    return lines

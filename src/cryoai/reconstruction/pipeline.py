@@ -1,0 +1,427 @@
+"""`reconstruct`: from a particle file to a map, poses and an honest resolution."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+import time
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import yaml
+from jaxtyping import Float
+
+from cryoai.errors import CryoAIError, InputError
+from cryoai.io import read_particles, write_text_atomic
+from cryoai.metrics.fsc import CorrectedFsc, phase_randomised_fsc
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
+from cryoai.reconstruction.ab_initio import (
+    AGREEMENT_THRESHOLD,
+    AbInitioResult,
+    bootstrap_from_dict,
+    bootstrap_to_dict,
+    choose_best,
+    has_converged,
+    run_start,
+    split_for_bootstrap,
+)
+from cryoai.reconstruction.bootstrap import BootstrapSettings
+from cryoai.reconstruction.checkpoint import Checkpoint
+from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.reconstruction.halfmaps import HalfMaps
+from cryoai.reconstruction.output import write_outputs
+from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.refine import RefinementState, reconstruct as make_halves, start_refinement, update_noise
+from cryoai.reconstruction.refinement_loop import (
+    RoundSummary,
+    assign_all,
+    finish,
+    is_settled,
+    mates_are_settled,
+    refinement_round,
+    state_from_dict,
+    state_to_dict,
+)
+from cryoai.types import ParticleSet
+
+LARGEST_DEFAULT_BOX = 128
+_FEWEST_PARTICLES = 50
+
+
+@dataclass(frozen=True, eq=False)
+class ReconstructionResult:
+    """What a run found; the same is on disk in its folder.
+
+    Attributes
+    ----------
+    folder
+        Where ``map.mrc``, ``half1.mrc``, ``half2.mrc``, ``mask.mrc``, ``particles.star`` and ``fsc.csv`` are.
+    config
+        The options of the run.
+    particles
+        The input, all rows.
+    state
+        Final poses, half-sets, confidence and standard deviations, one entry per row of the input.
+    halves
+        The half-maps.
+    density
+        The Wiener-filtered, masked map.
+    voxel_size
+        Å.
+    fsc
+        Half-map FSC, corrected for the mask.
+    ab_initio
+        The starts; None with known poses.
+    rounds
+        What each refinement round did.
+    warnings
+        What the user should know before trusting the result.
+    seconds
+        Wall time of each part.
+    """
+
+    folder: Path
+    config: ReconstructConfig
+    particles: ParticleSet
+    state: RefinementState
+    halves: HalfMaps
+    density: Float[np.ndarray, "box box box"]
+    voxel_size: float
+    fsc: CorrectedFsc
+    ab_initio: AbInitioResult | None
+    rounds: tuple[RoundSummary, ...]
+    warnings: tuple[str, ...]
+    seconds: dict[str, float]
+
+    @property
+    def resolution(self) -> float:
+        """Å, where the corrected half-map FSC falls below 0.143."""
+        return self.fsc.corrected.resolution_angstrom(0.143)
+
+
+def reconstruct(
+    particles: str | Path | ParticleSet,
+    output: str | Path,
+    config: ReconstructConfig | None = None,
+    *,
+    datadir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ReconstructionResult:
+    """Reconstruct a map and poses from particle images, with nothing known beforehand.
+
+    Parameters
+    ----------
+    particles
+        A RELION ``.star``, a cryoSPARC ``.cs`` or an ``.mrcs`` file, or what `cryoai.io.read_particles` gave.
+    output
+        Folder for the results.
+    config
+        Options; defaults otherwise.
+    datadir
+        Folder of the image stacks, where the file's own paths do not lead to them.
+    resume
+        Go on from the last finished step of a run that was stopped.
+    overwrite
+        Replace what an earlier run left in ``output``.
+    progress
+        Told what is going on.
+
+    Raises
+    ------
+    InputError
+        The input or an option is wrong.
+    """
+    config = config or ReconstructConfig()
+    progress = progress or Progress()
+    output = Path(output)
+    _check_method(config)
+    if not isinstance(particles, ParticleSet):
+        particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+    particles = _check_particles(particles, config)
+    checkpoint = _prepare_folder(output, particles, config, resume=resume, overwrite=overwrite)
+    run = _Run(particles, output, config, checkpoint, progress)
+    try:
+        return run.execute()
+    finally:
+        run.close()
+
+
+class _Run:
+    """One reconstruction: reads, then bootstraps, then refines, then writes. Each step is saved when finished."""
+
+    def __init__(
+        self,
+        particles: ParticleSet,
+        output: Path,
+        config: ReconstructConfig,
+        checkpoint: Checkpoint,
+        progress: Progress,
+    ) -> None:
+        self.particles, self.output, self.config = particles, output, config
+        self.checkpoint, self.progress = checkpoint, progress
+        self.warnings: list[str] = []
+        self.seconds: dict[str, float] = {}
+        self.rounds: list[RoundSummary] = []
+        self._clock = time.perf_counter()
+        self.data = self._read()
+
+    def close(self) -> None:
+        self.data.close()
+
+    def execute(self) -> ReconstructionResult:
+        if self.config.known_poses:
+            ab_initio, state = None, self._known_poses()
+        else:
+            ab_initio = self._bootstrap()
+            state = self._refine(ab_initio)
+        state, halves = finish(self.data, state, self.config, self.progress)
+        fsc = phase_randomised_fsc(
+            *halves.unfiltered,
+            halves.mask,
+            torch.Generator().manual_seed(self.config.seed),
+            voxel_size=self.data.pixel_size,
+        )
+        self._lap("final maps")
+        result = ReconstructionResult(
+            self.output, self.config, self.particles, state, halves, halves.wiener_map().cpu().numpy(),
+            self.data.pixel_size, fsc, ab_initio, tuple(self.rounds), tuple(self.warnings), dict(self.seconds),
+        )  # fmt: skip
+        if self.config.invert_hand:
+            result = _mirrored(result)
+        write_outputs(result)
+        return result
+
+    def _read(self) -> ParticleData:
+        particles, config = self.particles, self.config
+        assert particles.pixel_size is not None and particles.box_size is not None
+        box = config.box_size or min(particles.box_size, LARGEST_DEFAULT_BOX)
+        if box > particles.box_size:
+            raise InputError(
+                f"--box-size {box} is larger than the images ({particles.box_size} px)",
+                advice="give at most the images' box",
+            )
+        with self.progress.step("Reading and judging the images", len(particles)) as done:
+            data = ParticleData(
+                particles, particles.pixel_size, box,
+                invert_contrast=config.invert_contrast,
+                memory_limit=int(config.cache_gib * 2**30), scratch=self.output / ".scratch", on_chunk=done,
+            )  # fmt: skip
+        self._judge(data)
+        self._lap("reading")
+        return data
+
+    def _judge(self, data: ParticleData) -> None:
+        judgement = data.judgement
+        bad = np.flatnonzero(~judgement.usable)
+        if len(bad):
+            shown = ", ".join(str(row + 1) for row in bad[:10]) + (", …" if len(bad) > 10 else "")
+            self._warn(
+                f"{len(bad)} of {len(data)} images are constant or not finite and are left out "
+                f"(particles {shown}); they keep their rows with confidence 0"
+            )
+        if len(data.usable_rows) < 2:
+            raise InputError("no usable images are left", file=self.particles.source.path)
+        if judgement.contrast < 0:
+            self.progress.say("Protein is black in these images: their contrast is inverted")
+        elif not judgement.contrast_is_sure and self.config.invert_contrast == "auto":
+            self._warn(
+                "whether protein is white or black could not be told from the images; white is assumed "
+                "(--invert-contrast yes if the map comes out inside out)"
+            )
+
+    def _known_poses(self) -> RefinementState:
+        pose = self.particles.pose
+        assert pose is not None
+        start = start_refinement(self.data, self._first_noise(), self.config.seed)
+        half = start.half
+        if self.particles.random_subset is not None:
+            half = np.where(self.data.judgement.usable, self.particles.random_subset - 1, -1)
+        state = replace(
+            start,
+            rotation=torch.from_numpy(pose.rotation.astype(np.float32)),
+            translation=torch.from_numpy(pose.translation.astype(np.float32)),
+            half=half,
+        )
+        full = float(self.data.disk.radius[-1].floor())
+        with self.progress.step("Noise spectrum", len(state.used)) as done:
+            halves = make_halves(self.data, state, full, None, done)
+        return update_noise(self.data, state, [halves.reference(half) for half in (0, 1)], full)
+
+    def _first_noise(self) -> torch.Tensor:
+        rows = self.data.usable_rows
+        batch = self.data.batch(rows[:: max(1, len(rows) // 2000)])
+        return estimate_shell_power(batch.images, batch.disk).clamp(min=1e-12)
+
+    def _bootstrap(self) -> AbInitioResult:
+        config = self.config.bootstrap
+        radius = float(min(config.last_radius, self.data.disk.radius[-1].floor()))
+        settings = BootstrapSettings(
+            steps=config.steps, batch_size=config.batch_size, rotations=config.rotations,
+            first_radius=min(config.first_radius, radius), last_radius=radius,
+            max_shift=config.max_shift * self.data.disk.box_size * self.data.pixel_size,
+        )  # fmt: skip
+        train, held_out = split_for_bootstrap(self.data, config.images, radius, self.config.seed)
+        starts = []
+        for number in range(1, self.config.seeds + 1):
+            saved = self.checkpoint.load(f"bootstrap_{number:02d}")
+            if saved is None:
+                name = f"Bootstrap, start {number} of {self.config.seeds}"
+                with self.progress.step(name, settings.steps) as done:
+                    seed = self.config.seed * 1000 + number
+                    saved = bootstrap_to_dict(run_start(train, held_out, settings, seed, done))
+                self.checkpoint.save(f"bootstrap_{number:02d}", saved)
+            starts.append(bootstrap_from_dict(saved))
+        result = choose_best(starts, radius)
+        if not has_converged(result):
+            self._warn(
+                f"the {len(starts)} starts found different maps (mean FSC with the best one at most "
+                f"{max(a for a in result.agreements if a < 1):.2f}, {AGREEMENT_THRESHOLD} would be agreement); "
+                "do not trust this map before more starts (--seeds) agree"
+            )
+        elif len(starts) > 1:
+            self.progress.say(f"{result.agreeing} of {len(starts)} starts agree")
+        self._lap("bootstrap")
+        return result
+
+    def _refine(self, ab_initio: AbInitioResult) -> RefinementState:
+        saved = self.checkpoint.load("assigned")
+        if saved is None:
+            noise = self._first_noise()
+            measured = ab_initio.best.noise_power
+            noise[: len(measured)] = measured
+            state = start_refinement(self.data, noise, self.config.seed)
+            state = assign_all(self.data, state, ab_initio, self.config, self.progress)
+            self.checkpoint.save("assigned", state_to_dict(state))
+        else:
+            state = state_from_dict(saved)
+        self._lap("posing")
+        settled_mates = False
+        for number in range(1, self.config.refine.max_rounds + 1):
+            saved = self.checkpoint.load(f"round_{number:02d}")
+            if saved is None:
+                state, summary = refinement_round(
+                    self.data, state, number, self.config, self.progress, settled_mates
+                )
+                self.checkpoint.save(
+                    f"round_{number:02d}", {"state": state_to_dict(state), "summary": asdict(summary)}
+                )
+            else:
+                state, summary = state_from_dict(saved["state"]), RoundSummary(**saved["summary"])
+            previous = self.rounds[-1] if self.rounds else None
+            self.rounds.append(summary)
+            resolution = self.data.disk.box_size * self.data.pixel_size / summary.fsc_radius
+            self.progress.say(f"Round {number}: half-maps agree to {resolution:.2f} Å")
+            settled_mates = settled_mates or mates_are_settled(state, summary)
+            if is_settled(state, summary, previous):
+                break
+        self._lap("refinement")
+        return state
+
+    def _warn(self, message: str) -> None:
+        self.warnings.append(message)
+        self.progress.warn(message)
+
+    def _lap(self, name: str) -> None:
+        now = time.perf_counter()
+        self.seconds[name] = now - self._clock
+        self._clock = now
+
+
+def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
+    """The other hand: the map reflected, and the rotations at which it looks the same."""
+    from cryoai.metrics.alignment import MIRROR, mirror_volume
+
+    reflect = torch.from_numpy(MIRROR).to(result.state.rotation)
+    halves = result.halves
+    mirrored = replace(
+        halves,
+        unfiltered=(mirror_volume(halves.unfiltered[0]), mirror_volume(halves.unfiltered[1])),
+        mask=mirror_volume(halves.mask),
+    )
+    density = mirror_volume(torch.from_numpy(result.density)).numpy()
+    state = replace(result.state, rotation=reflect @ result.state.rotation @ reflect)
+    return replace(result, halves=mirrored, density=density, state=state)
+
+
+def _check_method(config: ReconstructConfig) -> None:
+    if config.method != "search" and not config.known_poses:
+        raise InputError(
+            f"--method {config.method} is not in this version", advice="use --method search"
+        )
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
+
+
+def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> ParticleSet:
+    """Refuse what can't be reconstructed, before anything is computed."""
+    file = particles.source.path
+    if particles.pixel_size is None:
+        raise InputError(
+            "the pixel size is unknown", file=file, advice="add rlnImagePixelSize (Å) to its optics group"
+        )
+    if particles.ctf is None and not config.no_ctf:
+        raise InputError(
+            "there are no CTF columns",
+            file=file,
+            advice="estimate CTFs first, or give --no-ctf if the images are not modulated by one",
+        )
+    if config.no_ctf:
+        particles = replace(particles, ctf=None)
+    if config.known_poses and particles.pose is None:
+        raise InputError("there are no poses for --known-poses", file=file, advice="leave --known-poses out")
+    if config.max_particles is not None and config.max_particles < len(particles):
+        rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
+        particles = particles.select(rows)
+    if len(particles) < _FEWEST_PARTICLES and not config.known_poses:
+        raise InputError(
+            f"{len(particles)} particles are too few to find poses from nothing",
+            file=file,
+            advice=f"give at least {_FEWEST_PARTICLES}, or --known-poses",
+        )
+    return particles
+
+
+def _prepare_folder(
+    output: Path, particles: ParticleSet, config: ReconstructConfig, *, resume: bool, overwrite: bool
+) -> Checkpoint:
+    """Make the output folder, or refuse one that holds another run."""
+    if resume and overwrite:
+        raise InputError("--resume and --overwrite exclude each other")
+    checkpoint = Checkpoint(output / "checkpoint", _fingerprint(particles, config))
+    if output.exists() and not output.is_dir():
+        raise InputError("is a file, not a folder", file=output, advice="give another -o")
+    used = output.exists() and any(output.iterdir())
+    if used and not (resume or overwrite):
+        raise InputError(
+            "already holds files of another run",
+            file=output,
+            advice="go on with --resume, replace it with --overwrite, or give another -o",
+        )
+    if used and overwrite:
+        shutil.rmtree(output / "checkpoint", ignore_errors=True)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CryoAIError(f"cannot create {output}: {error.strerror}") from error
+    write_text_atomic(output / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
+    return checkpoint
+
+
+def _fingerprint(particles: ParticleSet, config: ReconstructConfig) -> str:
+    """What the result depends on: the options, the particles, and the files that hold them."""
+    options: dict[str, Any] = config.model_dump(exclude={"device", "cache_gib", "invert_hand"})
+    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    for path in particles.stack_paths:
+        digest.update(f"{path}:{path.stat().st_size}".encode())
+    for array in (particles.stack_index, particles.image_index):
+        digest.update(np.ascontiguousarray(array).tobytes())
+    if particles.ctf is not None:
+        digest.update(np.ascontiguousarray(particles.ctf.defocus_u_angstrom).tobytes())
+    return digest.hexdigest()
