@@ -99,9 +99,8 @@ def test_our_ctf_images_are_relions(shared_data):
     assert score(rotation, translation, None).mean() < 0.7
     assert score(rotation, translation, -ctf).max() < -0.9999
     particles.ctf.defocus_angle[:] *= -1
-    assert (
-        score(rotation, translation, compute_ctf(particles.ctf, disk, pixel_size)).max() < found.min() - 0.01
-    )
+    turned = score(rotation, translation, compute_ctf(particles.ctf, disk, pixel_size))
+    assert turned.max() < 0.999  # the astigmatism is only 2 to 3 %
 
 
 @pytest.fixture(scope="module")

@@ -80,7 +80,8 @@ def test_particles_do_not_depend_on_how_many_there_are(true_map):
     few, many = (Simulator(true_map, SimulationSettings(n, snr_db=0.0)).chunks() for n in (1001, 1300))
     for a, b in zip(few, many, strict=True):
         n = len(a.images)
-        np.testing.assert_array_equal(a.images, b.images[:n])
+        # An FFT rounds differently in batches of other sizes.
+        np.testing.assert_allclose(a.images, b.images[:n], atol=1e-5)
         np.testing.assert_array_equal(a.pose.rotation, b.pose.rotation[:n])
         np.testing.assert_array_equal(a.pose.translation, b.pose.translation[:n])
 

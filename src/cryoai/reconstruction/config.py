@@ -38,10 +38,12 @@ class RefineConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    start_from_input_poses: bool = False
+    """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
     max_rounds: int = Field(8, ge=1)
     """At most this many rounds of map and poses."""
     search_rotations: int = Field(18_432, ge=500)
-    """SO(3) grid of the second global search."""
+    """Points of the SO(3) grid of the second global search."""
     search_radius: float = Field(12.0, ge=4)
     """Shells of the second global search."""
     max_shift: float = Field(0.28, gt=0, lt=0.5)

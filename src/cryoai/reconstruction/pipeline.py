@@ -176,11 +176,14 @@ class _Run:
         self.data.close()
 
     def execute(self) -> ReconstructionResult:
+        ab_initio = None
         if self.config.known_poses:
-            ab_initio, state = None, self._known_poses()
+            state = self._whiten(self._input_poses())
+        elif self.config.refine.start_from_input_poses:
+            state = self._refine(self._input_poses())
         else:
             ab_initio = self._bootstrap()
-            state = self._refine(ab_initio)
+            state = self._refine(self._assign(ab_initio))
         state, halves = finish(self.data, state, self.config, self.progress)
         fsc = phase_randomised_fsc(
             *halves.unfiltered,
@@ -236,19 +239,23 @@ class _Run:
                 "(--invert-contrast yes if the map comes out inside out)"
             )
 
-    def _known_poses(self) -> RefinementState:
+    def _input_poses(self) -> RefinementState:
+        """The input's poses and, if it has them, its half-sets."""
         pose = self.particles.pose
         assert pose is not None
         start = start_refinement(self.data, self._first_noise(), self.config.seed)
         half = start.half
         if self.particles.random_subset is not None:
             half = np.where(self.data.judgement.usable, self.particles.random_subset - 1, -1)
-        state = replace(
+        return replace(
             start,
             rotation=torch.from_numpy(pose.rotation.astype(np.float32)),
             translation=torch.from_numpy(pose.translation.astype(np.float32)),
             half=half,
         )
+
+    def _whiten(self, state: RefinementState) -> RefinementState:
+        """The noise spectrum that belongs to fixed poses."""
         full = float(self.data.disk.radius[-1].floor())
         with self.progress.step("Noise spectrum", len(state.used)) as done:
             halves = make_halves(self.data, state, full, None, done)
@@ -290,18 +297,20 @@ class _Run:
         self._lap("bootstrap")
         return result
 
-    def _refine(self, ab_initio: AbInitioResult) -> RefinementState:
+    def _assign(self, ab_initio: AbInitioResult) -> RefinementState:
         saved = self.checkpoint.load("assigned")
-        if saved is None:
-            noise = self._first_noise()
-            measured = ab_initio.best.noise_power
-            noise[: len(measured)] = measured
-            state = start_refinement(self.data, noise, self.config.seed)
-            state = assign_all(self.data, state, ab_initio, self.config, self.progress)
-            self.checkpoint.save("assigned", state_to_dict(state))
-        else:
-            state = state_from_dict(saved)
+        if saved is not None:
+            return state_from_dict(saved)
+        noise = self._first_noise()
+        measured = ab_initio.best.noise_power
+        noise[: len(measured)] = measured
+        state = start_refinement(self.data, noise, self.config.seed)
+        state = assign_all(self.data, state, ab_initio, self.config, self.progress)
+        self.checkpoint.save("assigned", state_to_dict(state))
         self._lap("posing")
+        return state
+
+    def _refine(self, state: RefinementState) -> RefinementState:
         settled_mates = False
         for number in range(1, self.config.refine.max_rounds + 1):
             saved = self.checkpoint.load(f"round_{number:02d}")
@@ -374,12 +383,14 @@ def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> Parti
         )
     if config.no_ctf:
         particles = replace(particles, ctf=None)
-    if config.known_poses and particles.pose is None:
-        raise InputError("there are no poses for --known-poses", file=file, advice="leave --known-poses out")
+    needs_poses = config.known_poses or config.refine.start_from_input_poses
+    if needs_poses and particles.pose is None:
+        option = "--known-poses" if config.known_poses else "refine.start_from_input_poses"
+        raise InputError(f"there are no poses for {option}", file=file, advice="leave that option out")
     if config.max_particles is not None and config.max_particles < len(particles):
         rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
         particles = particles.select(rows)
-    if len(particles) < _FEWEST_PARTICLES and not config.known_poses:
+    if len(particles) < _FEWEST_PARTICLES and not needs_poses:
         raise InputError(
             f"{len(particles)} particles are too few to find poses from nothing",
             file=file,

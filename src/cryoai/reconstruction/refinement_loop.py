@@ -35,8 +35,9 @@ from cryoai.reconstruction.refine import (
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
 # By round: particles whose fit lies this many (robust) standard deviations below the median are searched again,
-# on a grid so many times finer than the first.
-_SEARCH_SCHEDULE = {1: (1.5, 1), 2: (1.3, 1), 3: (2.5, 4), 4: (2.5, 4)}
+# on a grid so many times finer than the first, over this share of the largest translation. Wide searches of the
+# many come first, deep ones of the few that are still doubtful last.
+_SEARCH_SCHEDULE = {1: (1.5, 1, 0.8), 2: (1.3, 1, 0.8), 3: (2.5, 4, 1.0), 4: (2.5, 4, 1.0)}
 # Searching again costs a multiple of a refinement round: at most this share of the particles.
 _LARGEST_SEARCHED_SHARE = 0.3
 # Near-symmetries are looked for from this round on, when the map is good enough to have an opinion.
@@ -230,11 +231,11 @@ def _search_step(
     progress: Progress,
     name: str,
 ) -> tuple[RefinementState, RoundSummary]:
-    deviations, finer = _SEARCH_SCHEDULE[summary.round]
+    deviations, finer, reach = _SEARCH_SCHEDULE[summary.round]
     rows = doubtful_rows(state.used, _quality(data, state, references, radius), deviations)
     if len(rows) == 0:
         return state, summary
-    search = _make_search(data, config, radius, finer, config.seed * 1000 + summary.round)
+    search = _make_search(data, config, radius, finer, reach, config.seed * 1000 + summary.round)
     with progress.step(f"{name}: searching {len(rows):,} doubtful particles again", len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
     return state, replace(summary, searched=len(rows), moved=int(moved.sum()))
@@ -251,13 +252,13 @@ def doubtful_rows(
     return np.sort(used[order[values[order] < centre - deviations * spread]])
 
 
-def _make_search(data: ParticleData, config: ReconstructConfig, radius: float, finer: int, seed: int) -> GlobalSearch:
+def _make_search(data: ParticleData, config: ReconstructConfig, radius: float, finer: int, reach: float, seed: int) -> GlobalSearch:
     refine = config.refine
     coarse = min(refine.search_radius, radius)
     box_length = data.disk.box_size * data.pixel_size
     grid = make_search_grid(
         finer * refine.search_rotations,
-        refine.max_shift * box_length,
+        reach * refine.max_shift * box_length,
         translation_step(coarse, box_length),
         torch.Generator().manual_seed(seed),
     )
