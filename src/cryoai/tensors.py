@@ -87,4 +87,6 @@ class PoseHypotheses:
         """The ``keep`` best of each particle, best first."""
         order = self.log_weight.argsort(dim=1, descending=True)[:, :keep]
         rows = torch.arange(len(order), device=order.device)[:, None]
-        return PoseHypotheses(self.rotation[rows, order], self.translation[rows, order], self.log_weight[rows, order])
+        return PoseHypotheses(
+            self.rotation[rows, order], self.translation[rows, order], self.log_weight[rows, order]
+        )

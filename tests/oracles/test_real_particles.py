@@ -17,9 +17,7 @@ def trpv1(shared_data, tmp_path):
     """The particles, their Fourier coefficients, and the map. The STAR file names a stack of another name."""
     folder = shared_data / "particles/trpv1_10x48"
     text = (folder / "trpv1_small_stack.star").read_text()
-    (tmp_path / "particles.star").write_text(
-        text.replace("./batch_0_restacked.mrc", "trpv1_small_stack.mrcs")
-    )
+    (tmp_path / "particles.star").write_text(text.replace("./batch_0_restacked.mrc", "trpv1_small_stack.mrcs"))
     shutil.copy(folder / "trpv1_small_stack.mrcs", tmp_path)
     particles = read_particles(tmp_path / "particles.star")
     images = torch.from_numpy(StackReader(particles.stack_paths[0]).read(particles.image_index))

@@ -135,13 +135,9 @@ def test_relion_reconstructs_our_simulation(simulated):
 def test_relion_projects_as_we_do(simulated, flags):
     folder, true_map = simulated
     root = f"projected{len(flags)}"
-    run_relion(
-        folder, "relion_project", "--i", "true_map.mrc", "--o", root, "--ang", "particles.star", *flags
-    )
+    run_relion(folder, "relion_project", "--i", "true_map.mrc", "--o", root, "--ang", "particles.star", *flags)
     disk = make_fourier_disk(32)
-    observed = images_to_disk(
-        torch.from_numpy(StackReader(folder / f"{root}.mrcs").read(np.arange(500))), disk
-    )
+    observed = images_to_disk(torch.from_numpy(StackReader(folder / f"{root}.mrcs").read(np.arange(500))), disk)
     particles = read_particles(folder / "particles.star")
     ours = form_images(
         volume_from_map(torch.from_numpy(true_map.density)),

@@ -183,9 +183,7 @@ def test_stacks_are_found(tmp_path, place, monkeypatch):
 
 
 def test_missing_stacks(folder, capsys):
-    path = write_star(
-        folder / "p.star", columns(rlnImageName=["1@a.mrcs", "1@b.mrcs", "2@b.mrcs", "1@c.mrcs"])
-    )
+    path = write_star(folder / "p.star", columns(rlnImageName=["1@a.mrcs", "1@b.mrcs", "2@b.mrcs", "1@c.mrcs"]))
     with pytest.raises(InputError, match=r"b\.mrcs is missing \(2 of its 3 .*--datadir"):
         read_particles(path)
     assert [p.name for p in read_particles(path, check_stacks=False).stack_paths] == [
@@ -285,8 +283,7 @@ def test_writing_keeps_every_column(folder):
     write_particles_star(out, source, pose, {"cryoaiConfidence": np.full(COUNT, 0.5)}, random_subset=half)
     blocks = starfile.read(out, parse_as_string=["rlnMicrographName"])
     kept = [
-        name.replace("rlnOriginX", "rlnOriginXAngst").replace("rlnOriginY", "rlnOriginYAngst")
-        for name in table
+        name.replace("rlnOriginX", "rlnOriginXAngst").replace("rlnOriginY", "rlnOriginYAngst") for name in table
     ]
     assert list(blocks["particles"]) == [*kept, "rlnRandomSubset", "cryoaiConfidence"]
     for name in ("rlnMicrographName", "rlnDefocusU", "rlnTiny", "rlnLongNumber", "rlnLabNote"):
@@ -368,9 +365,7 @@ def test_a_hundred_thousand_particles_are_read_quickly(tmp_path):
     count = 100_000
     make_stack(tmp_path / "a.mrcs", count=count, box=2)
     table = {"rlnImageName": names(count=count)}
-    table |= {
-        name: np.full(count, 10.5) for name in ("rlnDefocusU", "rlnDefocusV", "rlnAngleRot", "rlnAngleTilt")
-    }
+    table |= {name: np.full(count, 10.5) for name in ("rlnDefocusU", "rlnDefocusV", "rlnAngleRot", "rlnAngleTilt")}
     with ParticleStarWriter(tmp_path / "p.star", pd.DataFrame(optics())) as writer:
         writer.append(pd.DataFrame(table))
     start = time.perf_counter()

@@ -8,9 +8,7 @@ import pytest
 from cryoai.errors import InputError
 from cryoai.io import density_from_structure, read_structure
 
-LINE = (
-    "ATOM  {i:5d} {atom:<4s} {res} A{n:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00{b:6.2f}          {element:>2s}\n"
-)
+LINE = "ATOM  {i:5d} {atom:<4s} {res} A{n:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00{b:6.2f}          {element:>2s}\n"
 
 
 def make_pdb(path, atoms, b=80.0):

@@ -26,9 +26,7 @@ def make_blobs(box, matrix=None, shift=(0.0, 0.0, 0.0), seed=0, count=30, radius
     """Gaussian blobs whose centres c lie at ``matrix c + shift``: no interpolation anywhere."""
     rng = np.random.default_rng(seed)
     centres = rng.normal(size=(count, 3))
-    centres *= (
-        box * radius * rng.uniform(size=(count, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1)[:, None]
-    )
+    centres *= box * radius * rng.uniform(size=(count, 1)) ** (1 / 3) / np.linalg.norm(centres, axis=1)[:, None]
     width, height = rng.uniform(1.2, 2, count), rng.uniform(0.5, 1.5, count)
     centres = centres @ (np.eye(3) if matrix is None else matrix).T + np.asarray(shift)
     axis = np.arange(box) - box // 2
@@ -42,9 +40,7 @@ def random_transform(seed):
     return rotation, 3 * shift / np.linalg.norm(shift)
 
 
-@pytest.mark.parametrize(
-    ("box", "mirrored", "tolerance"), [(64, False, 1e-6), (64, True, 1e-6), (33, True, 1e-5)]
-)
+@pytest.mark.parametrize(("box", "mirrored", "tolerance"), [(64, False, 1e-6), (64, True, 1e-6), (33, True, 1e-5)])
 def test_align_maps_recovers_rotation_shift_and_hand(box, mirrored, tolerance):
     rotation, shift = random_transform(seed=box + mirrored)
     # reference(x) = map(Q S^m x + shift): a blob at c in the reference lies at Q S^m c + shift in the map.

@@ -76,9 +76,7 @@ def test_rotation_error_is_four_times_one_minus_cosine(degrees):
 def test_translation_error_is_in_px2():
     estimated, true, *_ = make_poses(count=2000)
     noise = np.random.default_rng(1).normal(size=(2000, 2)) * 0.5 * PIXEL
-    errors = compute_pose_errors(
-        Pose(estimated.rotation, estimated.translation + noise), true, pixel_size=PIXEL
-    )
+    errors = compute_pose_errors(Pose(estimated.rotation, estimated.translation + noise), true, pixel_size=PIXEL)
     assert errors.translation_error_mean_px2 == pytest.approx(2 * 0.25, rel=0.1)
     assert errors.translation_error_median_px2 == pytest.approx(2 * np.log(2) * 0.25, rel=0.1)
 
@@ -127,9 +125,7 @@ def test_particles_that_do_not_match_are_refused(names, true_names, message):
 
 def test_evaluation_of_poses_alone():
     estimated, true, *_ = make_poses()
-    result = evaluate_reconstruction(
-        estimated_pose=estimated, true_pose=true, pixel_size=PIXEL
-    ).to_json_dict()
+    result = evaluate_reconstruction(estimated_pose=estimated, true_pose=true, pixel_size=PIXEL).to_json_dict()
     assert set(result) == {
         "rotation_error_median",
         "rotation_error_mean",

@@ -115,9 +115,7 @@ def test_ctf_starts_at_the_amplitude_contrast_and_rises():
 
 
 def test_wavelength():
-    np.testing.assert_allclose(
-        electron_wavelength(np.array([200.0, 300.0])), [0.0250793, 0.0196875], rtol=1e-5
-    )
+    np.testing.assert_allclose(electron_wavelength(np.array([200.0, 300.0])), [0.0250793, 0.0196875], rtol=1e-5)
 
 
 def test_translation_moves_a_delta_towards_positive_x_and_y(box):
@@ -266,9 +264,7 @@ def test_fused_insertion_is_that_of_the_reference(scene):
     )
     size = expected.numerator.abs().max().item()
     torch.testing.assert_close(found.numerator, expected.numerator, atol=1e-5 * size, rtol=1e-4)
-    torch.testing.assert_close(
-        found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4
-    )
+    torch.testing.assert_close(found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4)
 
 
 def test_fused_scores_are_those_of_formed_images(scene):

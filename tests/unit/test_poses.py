@@ -69,9 +69,7 @@ def test_refinement_converges_to_the_true_pose(volume, refine):
     # As in practice, low frequencies first: the full band has minima closer by than 5°.
     coarse = refine(batch.prefix(8), volume, noise, away, start, torch.arange(10), 10)
     fine = refine(batch, volume, noise, coarse.rotation, coarse.translation, torch.arange(10), 15)
-    angle = (fine.rotation.double() @ rotation.double().mT - torch.eye(3).double()).norm(
-        dim=(1, 2)
-    ) / math.sqrt(2)
+    angle = (fine.rotation.double() @ rotation.double().mT - torch.eye(3).double()).norm(dim=(1, 2)) / math.sqrt(2)
     assert torch.rad2deg(angle).max() < 0.01
     assert (fine.translation - translation).norm(dim=1).max() < 0.01 * PIXEL_SIZE
 

@@ -35,7 +35,7 @@ def test_phantom_is_a_compact_positive_molecule(box, voxel_size):
     assert density.dtype == np.float32
     assert phantom.voxel_size == voxel_size
     assert density.max() == 1
-    assert density.min() > -0.1
+    assert density.min() > -0.15  # the band limit rings
     edge = np.concatenate([np.abs(np.take(density, [0, -1], axis=axis)).ravel() for axis in range(3)])
     assert edge.max() < 0.1
     axis = np.arange(box) - box // 2
@@ -48,10 +48,7 @@ def test_phantom_is_a_compact_positive_molecule(box, voxel_size):
 def test_phantom_looks_the_same_in_any_box():
     small, large = make_phantom(32, 8.0), make_phantom(64, 4.0)
     fitted = fit_map_to_box(large, 32, 8.0)
-    assert (
-        compute_fsc(torch.from_numpy(fitted.density), torch.from_numpy(small.density)).correlation.min()
-        > 0.98
-    )
+    assert compute_fsc(torch.from_numpy(fitted.density), torch.from_numpy(small.density)).correlation.min() > 0.98
 
 
 def test_phantom_has_one_hand_and_no_symmetry():
@@ -123,9 +120,7 @@ def test_written_files_say_what_was_simulated(true_map, tmp_path):
 
 def test_a_perfect_microscope_has_no_ctf_columns(true_map, tmp_path):
     write_simulation(true_map, SimulationSettings(3, use_ctf=False), tmp_path)
-    assert not [
-        c for c in starfile.read(tmp_path / "particles.star")["particles"] if "Defocus" in c or "Ctf" in c
-    ]
+    assert not [c for c in starfile.read(tmp_path / "particles.star")["particles"] if "Defocus" in c or "Ctf" in c]
     assert read_particles(tmp_path / "particles.star").ctf is None
 
 

@@ -126,9 +126,7 @@ def _check_sources(
     if (structure is not None) + (map_ is not None) + phantom != 1:
         raise InputError("there must be one molecule", advice="give one of --structure, --map and --phantom")
     if voxel_size is not None and map_ is None:
-        raise InputError(
-            "--voxel-size belongs to --map", advice="leave it out; --pixel-size sets the images'"
-        )
+        raise InputError("--voxel-size belongs to --map", advice="leave it out; --pixel-size sets the images'")
     if voxel_size is not None and not (voxel_size > 0 and math.isfinite(voxel_size)):
         raise InputError(f"--voxel-size {voxel_size:g} is not a positive length", advice="give it in Å")
     if no_ctf and ctf_from is not None:

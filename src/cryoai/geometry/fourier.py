@@ -96,17 +96,13 @@ def make_fourier_disk(box_size: int, radius: float | None = None) -> FourierDisk
     return FourierDisk(box_size, kx.float(), ky.float(), norm.float(), norm.round().long(), chosen)
 
 
-def images_to_disk(
-    images: Float[Tensor, "*batch box box"], disk: FourierDisk
-) -> Complex[Tensor, "*batch n"]:
+def images_to_disk(images: Float[Tensor, "*batch box box"], disk: FourierDisk) -> Complex[Tensor, "*batch n"]:
     """Orthonormal Fourier coefficients of centred images on a disk."""
     plane = torch.fft.rfft2(torch.fft.ifftshift(images, dim=(-2, -1)), norm="ortho")
     return plane.flatten(-2)[..., disk.plane_index]
 
 
-def disk_to_images(
-    coefficients: Complex[Tensor, "*batch n"], disk: FourierDisk
-) -> Float[Tensor, "*batch box box"]:
+def disk_to_images(coefficients: Complex[Tensor, "*batch n"], disk: FourierDisk) -> Float[Tensor, "*batch box box"]:
     """Centred images of zero mean from their coefficients on a disk; the inverse of `images_to_disk`."""
     box = disk.box_size
     plane = coefficients.new_zeros(*coefficients.shape[:-1], box * (box // 2 + 1))

@@ -20,9 +20,7 @@ def euler_zyz_to_rotation(angles_deg: Float[Tensor, "*batch 3"]) -> Float[Tensor
 def rotation_to_euler_zyz(rotation: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3"]:
     """RELION's rot, tilt (0 to 180), psi in degrees; at the poles, where only rot ± psi matters, rot is 0."""
     rotation = rotation.double()
-    tilt = torch.atan2(
-        torch.hypot(rotation[..., 0, 2], rotation[..., 1, 2]), rotation[..., 2, 2].clamp(-1, 1)
-    )
+    tilt = torch.atan2(torch.hypot(rotation[..., 0, 2], rotation[..., 1, 2]), rotation[..., 2, 2].clamp(-1, 1))
     pole = torch.sin(tilt).abs() < 1e-7
     rot = torch.atan2(rotation[..., 1, 2], rotation[..., 0, 2])
     psi = torch.atan2(rotation[..., 2, 1], -rotation[..., 2, 0])

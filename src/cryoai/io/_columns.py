@@ -58,9 +58,7 @@ def optics_rows(source: SourceTable) -> np.ndarray:
     if optics is None or "rlnOpticsGroup" not in optics or "rlnOpticsGroup" not in particles:
         # A single group needs no number; with several, the particles must say which is theirs.
         if optics is not None and len(optics) > 1:
-            raise InputError(
-                "has several optics groups but no rlnOpticsGroup for its particles", file=source.path
-            )
+            raise InputError("has several optics groups but no rlnOpticsGroup for its particles", file=source.path)
         return np.zeros(len(particles), dtype=np.int64)
     known = pd.Index(numeric_column(optics, "rlnOpticsGroup", source.path))
     wanted = numeric_column(particles, "rlnOpticsGroup", source.path)

@@ -32,9 +32,7 @@ _OPTICS_COLUMNS = {
 }
 
 
-def read_cryosparc(
-    path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True
-) -> ParticleSet:
+def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
     """Read the particles of a cryoSPARC ``.cs`` file, with or without poses.
 
     Parameters
@@ -57,9 +55,7 @@ def read_cryosparc(
     table["rlnOpticsGroup"], optics = _optics(rows)
     sign, notes = _contrast_sign(rows)
     source = SourceTable("cryosparc", path, table, optics)
-    return particles_from_table(
-        source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=notes
-    )
+    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=notes)
 
 
 def _load(path: Path) -> np.ndarray:

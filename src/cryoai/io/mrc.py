@@ -51,9 +51,7 @@ def read_map(path: str | Path, *, voxel_size: float | None = None) -> Map:
     density = np.transpose(data, [header.axes.index(axis) for axis in (3, 2, 1)])
     if len(set(density.shape)) != 1 or density.shape[0] < 2:
         sizes = " x ".join(str(n) for n in density.shape[::-1])
-        raise InputError(
-            f"is not a cubic map but {sizes} voxels", file=path, advice="crop or pad it to a cube"
-        )
+        raise InputError(f"is not a cubic map but {sizes} voxels", file=path, advice="crop or pad it to a cube")
     density = np.ascontiguousarray(density, dtype=np.float32)
     if not np.isfinite(density).all():
         raise InputError("holds voxels that are not numbers (NaN or infinite)", file=path)
@@ -97,9 +95,7 @@ def _open_plain(path: Path) -> BufferedIOBase:
     return stream
 
 
-def _read_all(
-    stream: BufferedIOBase, path: Path
-) -> tuple[MrcHeader, Float[np.ndarray, "s r c"] | np.ndarray]:
+def _read_all(stream: BufferedIOBase, path: Path) -> tuple[MrcHeader, Float[np.ndarray, "s r c"] | np.ndarray]:
     try:
         header = read_header(stream, path)
         stream.read(header.offset - HEADER_BYTES)

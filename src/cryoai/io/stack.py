@@ -171,9 +171,7 @@ class StackWriter:
 
     def _check_count(self, kind: Any, error: Any, trace: Any) -> None:
         if kind is None and self._written != self.count:
-            raise CryoAIError(
-                f"{self.path}: {self._written} images were written, {self.count} were announced"
-            )
+            raise CryoAIError(f"{self.path}: {self._written} images were written, {self.count} were announced")
 
     def _make_header(self) -> np.ndarray:
         header = np.zeros(1, dtype=mrcfile.dtypes.HEADER_DTYPE.newbyteorder("<"))

@@ -143,9 +143,7 @@ def _fine_grid(box_size: int, voxel_size: float) -> tuple[int, float]:
     return math.ceil(1.5 * box_size), 40 * voxel_size**2
 
 
-def _sample(
-    model: gemmi.Model, fine_box: int, edge: float, blur: float
-) -> Float[np.ndarray, "fine fine fine"]:
+def _sample(model: gemmi.Model, fine_box: int, edge: float, blur: float) -> Float[np.ndarray, "fine fine fine"]:
     """Blurred density on the fine grid, zyx, origin at ``fine_box // 2``."""
     calculator = gemmi.DensityCalculatorE()
     calculator.grid.unit_cell = gemmi.UnitCell(edge, edge, edge, 90, 90, 90)

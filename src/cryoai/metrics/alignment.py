@@ -80,9 +80,7 @@ def mirror_rotation(rotation: Float[np.ndarray, "*batch 3 3"]) -> Float[np.ndarr
     return MIRROR @ rotation @ MIRROR
 
 
-def apply_alignment(
-    density: Float[Tensor, "box box box"], alignment: MapAlignment
-) -> Float[Tensor, "box box box"]:
+def apply_alignment(density: Float[Tensor, "box box box"], alignment: MapAlignment) -> Float[Tensor, "box box box"]:
     """Resample a map into the reference's frame: ``result(x) = map(Q Sᵐ x + shift)``.
 
     Cubic splines on the map oversampled twice in Fourier space. What comes from outside the box is 0, and
@@ -144,9 +142,7 @@ def align_maps(
     if box > largest_box:
         density, reference = (resample(v, largest_box, 3) for v in (density, reference))
         small = align_maps(density, reference, try_mirror=try_mirror)
-        return MapAlignment(
-            small.rotation, small.shift * (box / largest_box), small.mirrored, small.correlation
-        )
+        return MapAlignment(small.rotation, small.shift * (box / largest_box), small.mirrored, small.correlation)
     sphere = make_soft_sphere(box).to(density)
     density, reference = (density * sphere).float(), (reference * sphere).float()
     spectrum = _padded_spectrum(density)
@@ -266,9 +262,7 @@ def _make_target(reference: Float[Tensor, "box box box"]) -> _Target:
     kz, ky, kx = torch.meshgrid(axis, axis, axis.new_tensor(range(box // 2 + 1)), indexing="ij")
     radius = half_space_radius(box).to(reference)
     once = (kx > 0) | (ky > 0) | ((ky == 0) & (kz > 0))  # one of each Friedel pair
-    chosen = (
-        (once & (radius.round() >= 1) & (radius.round() <= largest_radius(box))).flatten().nonzero()[:, 0]
-    )
+    chosen = (once & (radius.round() >= 1) & (radius.round() <= largest_radius(box))).flatten().nonzero()[:, 0]
     place = chosen[torch.argsort(radius.flatten()[chosen], stable=True)]
     frequency = torch.stack([k.flatten()[place] for k in (kx, ky, kz)], -1)
     shell = radius.flatten()[place].round().long() - 1
@@ -281,9 +275,7 @@ def _make_target(reference: Float[Tensor, "box box box"]) -> _Target:
         (torch.linalg.cross(frequency + 0j, moment * turn), -turn * frequency * coefficient[:, None]), -1
     )
     size = _shell_rms(coefficient[None], shell)[0][shell]
-    return _Target(
-        box, frequency, place, shell, coefficient / size, (jacobian / size[:, None]).mT.contiguous()
-    )
+    return _Target(box, frequency, place, shell, coefficient / size, (jacobian / size[:, None]).mT.contiguous())
 
 
 def _shell_sum(values: Float[Tensor, "c n"], shell: Int[Tensor, " n"]) -> Float[Tensor, "c shells"]:
@@ -392,9 +384,7 @@ def _polish(density: Float[Tensor, "box box box"], target: _Target, best: _Candi
         alignment = MapAlignment(rotation.numpy(), shift.numpy(), False, 0.0)
         values = fft3(apply_alignment(density, alignment)).flatten()[target.place]
         score, update = _gauss_newton(target, values)
-        alignments.append(
-            MapAlignment(alignment.rotation, alignment.shift, bool(best.hand[0] == 1), float(score))
-        )
+        alignments.append(MapAlignment(alignment.rotation, alignment.shift, bool(best.hand[0] == 1), float(score)))
         rotation, shift = _compose(rotation, shift, update)
     return max(alignments, key=lambda alignment: alignment.correlation)
 

@@ -152,9 +152,7 @@ def phase_randomised_fsc(
     return CorrectedFsc(curve, masked, unmasked, randomised, start)
 
 
-def make_soft_sphere(
-    box_size: int, radius: float | None = None, edge: float = 3.0
-) -> Float[Tensor, "box box box"]:
+def make_soft_sphere(box_size: int, radius: float | None = None, edge: float = 3.0) -> Float[Tensor, "box box box"]:
     """Make a spherical mask: 0 from ``radius`` px (default ``box_size / 2 - 1``), cosine edge, 1 inside."""
     outer = box_size / 2 - 1 if radius is None else radius
     depth = ((outer - radial_distance(box_size, 3)) / edge).clamp(0, 1)

@@ -189,9 +189,7 @@ def _polish_rotation(
     return rotation
 
 
-def _shift_effect(
-    r_est: Float[np.ndarray, "n 3 3"], shift: Float[np.ndarray, " 3"]
-) -> Float[np.ndarray, "n 2"]:
+def _shift_effect(r_est: Float[np.ndarray, "n 3 3"], shift: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "n 2"]:
     """``−P R_estᵀ T``: what a map whose density sits at T does to the translations."""
     return -(r_est.transpose(0, 2, 1) @ shift)[:, :2]
 
@@ -209,9 +207,7 @@ def _fit_shift(
     for _ in range(_ITERATIONS):
         root = np.sqrt(weight)[:, None]
         # lstsq: a few particles, or all of one view, leave a direction of T open; it then stays 0.
-        shift = np.linalg.lstsq(
-            (design * root[..., None]).reshape(-1, 3), (observed * root).ravel(), rcond=1e-9
-        )[0]
+        shift = np.linalg.lstsq((design * root[..., None]).reshape(-1, 3), (observed * root).ravel(), rcond=1e-9)[0]
         residual = np.linalg.norm(observed - design @ shift, axis=-1)
         weight = 1 / np.maximum(residual, 1e-3 + 0.1 * float(np.median(residual)))
     return shift

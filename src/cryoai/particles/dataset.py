@@ -105,7 +105,10 @@ class ParticleData:
         disk = self.disk if radius is None else self.disk.prefix(radius)
         coefficients = self._cache.read(rows)[:, : len(disk)] * self.judgement.scale[rows, None]
         return ParticleBatch(
-            torch.from_numpy(np.ascontiguousarray(coefficients)), self._ctf_of(rows, disk), disk, self.pixel_size
+            torch.from_numpy(np.ascontiguousarray(coefficients)),
+            self._ctf_of(rows, disk),
+            disk,
+            self.pixel_size,
         )
 
     def batches(

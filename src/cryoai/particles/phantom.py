@@ -51,7 +51,7 @@ def make_phantom(box_size: int, voxel_size: float, seed: int = 2022) -> Map:
     Returns
     -------
     Map
-        Protein positive with its largest voxel 1, solvent near 0 (the band limit makes it ring by a few per
+        Protein positive with its largest voxel 1, solvent near 0 (the band limit makes it ring by 4 to 11 per
         cent), centre of mass at ``box_size // 2``.
     """
     radius = 0.28 * box_size * voxel_size
@@ -72,10 +72,11 @@ def _place_residues(radius: float, rng: np.random.Generator) -> Float[np.ndarray
     count = 0
     while count < wanted:
         lobe = rng.choice(len(radii), p=radii**3 / (radii**3).sum())
+        length = int(rng.integers(8, 25))
         direction = rng.normal(size=3)
         distance = radii[lobe] * rng.uniform() ** (1 / 3)
         start = centres[lobe] + distance * direction / np.linalg.norm(direction)
-        helix = _make_helix(int(rng.integers(8, 25))) @ Rotation.random(rng=rng).as_matrix().T + start
+        helix = _make_helix(length) @ Rotation.random(rng=rng).as_matrix().T + start
         inside = (np.linalg.norm(helix[:, None] - centres, axis=2) < radii).any(1)
         placed.append(helix[inside])
         count += int(inside.sum())

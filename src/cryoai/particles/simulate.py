@@ -105,10 +105,12 @@ def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
 class Simulator:
     """Makes the images of a map; memory does not depend on their number.
 
-    Particle i is the same (to rounding) however many others are made, but for the common scale when there are
-    fewer than 1000 of them. Projections are trilinear slices of the twice padded transform: against the analytic
-    projections of Gaussian blobs their error is 1.5 % (relative root mean square) where the blobs lie within
-    a quarter of the box from its centre, and 3 % within 0.35 of it.
+    Particle i is the same (to rounding) however many others are made, but for the common scale when there
+    are fewer than 1000 of them.
+
+    Projections are trilinear slices of the twice padded transform. Against the analytic projections of
+    Gaussian blobs their error is 1.5 % (relative root mean square) where the blobs lie within a quarter of the
+    box from its centre, and 3 % within 0.35 of it.
 
     Parameters
     ----------

@@ -146,9 +146,7 @@ def make_particle_table(chunk: SimulatedChunk, first: int, optics: pd.DataFrame)
         "rlnMicrographName": "simulated.mrc",
     }
     # Adding 0 turns -0 into 0.
-    columns.update(
-        zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), np.round(angles, 6).T + 0.0, strict=True)
-    )
+    columns.update(zip(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), np.round(angles, 6).T + 0.0, strict=True))
     # RELION's origin is what would bring the particle back to the centre: the negative of its translation.
     origin = np.round(-chunk.pose.translation.astype(np.float64), 6) + 0.0
     columns.update(rlnOriginXAngst=origin[:, 0], rlnOriginYAngst=origin[:, 1])

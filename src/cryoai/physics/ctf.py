@@ -19,9 +19,7 @@ def electron_wavelength(voltage_kv: Float[np.ndarray, " n"]) -> Float[np.ndarray
     return 12.2643247 / np.sqrt(volts * (1 + 0.978466e-6 * volts))
 
 
-def compute_ctf(
-    parameters: CtfParameters, disk: FourierDisk, pixel_size: float
-) -> Float[Tensor, "batch n"]:
+def compute_ctf(parameters: CtfParameters, disk: FourierDisk, pixel_size: float) -> Float[Tensor, "batch n"]:
     """CTF of each particle on a Fourier disk, with RELION's sign: the amplitude contrast at zero frequency.
 
     ``sin(π λ Δf(α) k² - π/2 Cs λ³ k⁴ + φ + asin(w)) · exp(-B k²/4)``, where

@@ -39,9 +39,7 @@ class Inserter:
         Where to accumulate; the CPU uses a fused kernel in several threads.
     """
 
-    def __init__(
-        self, box_size: int, radius: float, padding: int = 2, device: torch.device | str = "cpu"
-    ) -> None:
+    def __init__(self, box_size: int, radius: float, padding: int = 2, device: torch.device | str = "cpu") -> None:
         self._zero = make_accumulator(box_size, radius, padding, device)
         self._sum = self._zero
         points = self._zero.weight.numel()
@@ -128,9 +126,7 @@ class Inserter:
 
 
 @torch.no_grad()
-def slice_quickly(
-    volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk
-) -> Tensor:
+def slice_quickly(volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk) -> Tensor:
     """`slice_volume` without gradients: (batch, n) complex, by the fused kernel where the volume is on the CPU."""
     if volume.device.type != "cpu":
         return slice_volume(volume, rotation, disk)

@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, no_type_check
 
 import numba
 import numpy as np
 import torch
 
+# `no_type_check` keeps the tests' shape checker from wrapping what numba compiles.
 _JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
@@ -32,7 +33,8 @@ def run_in_threads(work: Callable[[int, int, int], None], count: int, threads: i
 
 
 @numba.njit(inline="always")
-def _locate(rotation, kx, ky, padding, size_z, size_y, size_x):  # noqa: ANN001, ANN202
+@no_type_check
+def _locate(rotation, kx, ky, padding, size_z, size_y, size_x):
     """Grid index below a sample, its fractions, the sample itself, and +1 or -1 for a read at the Friedel mate."""
     x = padding * (rotation[0, 0] * kx + rotation[0, 1] * ky)
     y = padding * (rotation[1, 0] * kx + rotation[1, 1] * ky)
@@ -46,7 +48,8 @@ def _locate(rotation, kx, ky, padding, size_z, size_y, size_x):  # noqa: ANN001,
 
 
 @numba.njit(inline="always")
-def _read(grid, index, fx, fy, fz, size_y, size_x):  # noqa: ANN001, ANN202
+@no_type_check
+def _read(grid, index, fx, fy, fz, size_y, size_x):
     """Trilinear value at a sample; ``grid`` is (points, 2)."""
     row, plane = size_x, size_x * size_y
     gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
@@ -68,21 +71,21 @@ def _read(grid, index, fx, fy, fz, size_y, size_x):  # noqa: ANN001, ANN202
 
 
 @numba.njit(**_JIT)
-def slice_kernel(grid, shape, rotations, kx, ky, padding, out):  # noqa: ANN001, ANN201
+@no_type_check
+def slice_kernel(grid, shape, rotations, kx, ky, padding, out):
     """Central slices: ``out`` (m, n, 2) from ``grid`` (points, 2) at ``rotations`` (m, 3, 3)."""
     size_z, size_y, size_x = shape
     for i in range(rotations.shape[0]):
         for j in range(kx.shape[0]):
-            index, fx, fy, fz, _, _, _, sign = _locate(
-                rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x
-            )
+            index, fx, fy, fz, _, _, _, sign = _locate(rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x)
             re, im = _read(grid, index, fx, fy, fz, size_y, size_x)
             out[i, j, 0] = re
             out[i, j, 1] = sign * im
 
 
 @numba.njit(inline="always")
-def _phase_tables(shift_x, shift_y, radius, table_x, table_y):  # noqa: ANN001, ANN202
+@no_type_check
+def _phase_tables(shift_x, shift_y, radius, table_x, table_y):
     """``exp(-2πi k s)`` for k = 0…radius along x and -radius…radius along y; shifts in box lengths.
 
     The shells are integers, so the ramp of a whole image is a product of two short tables.
@@ -96,8 +99,21 @@ def _phase_tables(shift_x, shift_y, radius, table_x, table_y):  # noqa: ANN001, 
 
 
 @numba.njit(**_JIT)
-def insert_kernel(  # noqa: ANN201
-    total, shape, images, ctf, precision, rotations, shifts, image_of, weights, kx, ky, radius, padding  # noqa: ANN001
+@no_type_check
+def insert_kernel(
+    total,
+    shape,
+    images,
+    ctf,
+    precision,
+    rotations,
+    shifts,
+    image_of,
+    weights,
+    kx,
+    ky,
+    radius,
+    padding,
 ):
     """Add weighted images to ``total`` (points, 3): CTF · image · ramp* · precision, and CTF² · precision."""
     size_z, size_y, size_x = shape
@@ -108,9 +124,7 @@ def insert_kernel(  # noqa: ANN201
         image = image_of[i]
         _phase_tables(shifts[i, 0], shifts[i, 1], radius, table_x, table_y)
         for j in range(kx.shape[0]):
-            index, fx, fy, fz, _, _, _, sign = _locate(
-                rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x
-            )
+            index, fx, fy, fz, _, _, _, sign = _locate(rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x)
             ix, iy = int(kx[j]), int(ky[j]) + radius
             ramp_re = table_x[ix, 0] * table_y[iy, 0] - table_x[ix, 1] * table_y[iy, 1]
             ramp_im = table_x[ix, 0] * table_y[iy, 1] + table_x[ix, 1] * table_y[iy, 0]
@@ -122,17 +136,28 @@ def insert_kernel(  # noqa: ANN201
             gx, gy, gz = np.float32(1) - fx, np.float32(1) - fy, np.float32(1) - fz
             for corner in range(8):
                 at = index + (corner >> 2) * plane + ((corner >> 1) & 1) * row + (corner & 1)
-                w = (
-                    (fz if corner & 4 else gz) * (fy if corner & 2 else gy) * (fx if corner & 1 else gx)
-                )
+                w = (fz if corner & 4 else gz) * (fy if corner & 2 else gy) * (fx if corner & 1 else gx)
                 total[at, 0] += w * re
                 total[at, 1] += w * im
                 total[at, 2] += w * mass
 
 
 @numba.njit(**_JIT)
-def score_kernel(  # noqa: ANN201
-    grid, shape, images, ctf, precision, rotations, shifts, image_of, kx, ky, radius, padding, out  # noqa: ANN001
+@no_type_check
+def score_kernel(
+    grid,
+    shape,
+    images,
+    ctf,
+    precision,
+    rotations,
+    shifts,
+    image_of,
+    kx,
+    ky,
+    radius,
+    padding,
+    out,
 ):
     """Weighted squared residual of each hypothesis: ``Σ precision |image - CTF · ramp · slice|²`` into ``out``."""
     size_z, size_y, size_x = shape
@@ -143,9 +168,7 @@ def score_kernel(  # noqa: ANN201
         _phase_tables(shifts[i, 0], shifts[i, 1], radius, table_x, table_y)
         cost = 0.0
         for j in range(kx.shape[0]):
-            index, fx, fy, fz, _, _, _, sign = _locate(
-                rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x
-            )
+            index, fx, fy, fz, _, _, _, sign = _locate(rotations[i], kx[j], ky[j], padding, size_z, size_y, size_x)
             re, im = _read(grid, index, fx, fy, fz, size_y, size_x)
             im *= sign
             ix, iy = int(kx[j]), int(ky[j]) + radius
@@ -158,8 +181,23 @@ def score_kernel(  # noqa: ANN201
 
 
 @numba.njit(**_JIT)
-def _normal_equations(  # noqa: ANN202
-    grid, shape, image, ctf, precision, rotation, shift, kx, ky, radius, padding, table_x, table_y, hessian, gradient  # noqa: ANN001
+@no_type_check
+def _normal_equations(
+    grid,
+    shape,
+    image,
+    ctf,
+    precision,
+    rotation,
+    shift,
+    kx,
+    ky,
+    radius,
+    padding,
+    table_x,
+    table_y,
+    hessian,
+    gradient,
 ):
     """Cost, and ``Jᵀ W J`` and ``Jᵀ W r`` over (rotation vector, shift), of one particle.
 
@@ -230,7 +268,8 @@ def _normal_equations(  # noqa: ANN202
 
 
 @numba.njit(**_JIT)
-def _rotate_by_vector(vector, rotation, out):  # noqa: ANN001, ANN202
+@no_type_check
+def _rotate_by_vector(vector, rotation, out):
     """``out = exp([vector]×) rotation`` (Rodrigues)."""
     angle = math.sqrt(vector[0] ** 2 + vector[1] ** 2 + vector[2] ** 2)
     if angle < 1e-12:
@@ -248,7 +287,8 @@ def _rotate_by_vector(vector, rotation, out):  # noqa: ANN001, ANN202
 
 
 @numba.njit(**_JIT)
-def _solve_damped(hessian, gradient, damping, step):  # noqa: ANN001, ANN202
+@no_type_check
+def _solve_damped(hessian, gradient, damping, step):
     """Newton step ``-(H + damping · diag H)⁻¹ g`` by Cholesky; False when the matrix is not positive."""
     n = gradient.shape[0]
     lower = np.empty((n, n))
@@ -279,9 +319,10 @@ def _solve_damped(hessian, gradient, damping, step):  # noqa: ANN001, ANN202
 
 
 @numba.njit(**_JIT)
-def refine_kernel(  # noqa: ANN201
-    grid, shape, images, ctf, precision, rotations, shifts, image_of, kx, ky, radius, padding,  # noqa: ANN001
-    iterations, max_angle, max_shift, costs, hessians,  # noqa: ANN001
+@no_type_check
+def refine_kernel(
+    grid, shape, images, ctf, precision, rotations, shifts, image_of, kx, ky, radius, padding,
+    iterations, max_angle, max_shift, costs, hessians,
 ):  # fmt: skip
     """Levenberg-Marquardt over (rotation vector, shift) of each hypothesis, in place.
 

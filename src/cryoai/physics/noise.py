@@ -24,9 +24,7 @@ def make_shell_noise(
     return torch.view_as_complex(noise)
 
 
-def estimate_shell_power(
-    coefficients: Complex[Tensor, "batch n"], disk: FourierDisk
-) -> Float[Tensor, " shells"]:
+def estimate_shell_power(coefficients: Complex[Tensor, "batch n"], disk: FourierDisk) -> Float[Tensor, " shells"]:
     """Mean of ``|c(k)|²`` over the batch and each ring."""
     power = coefficients.real**2 + coefficients.imag**2
     return disk.mean_per_shell(power.mean(0))

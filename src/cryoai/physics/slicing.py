@@ -69,9 +69,7 @@ class VolumeAccumulator:
 
     def scaled(self, factor: float) -> VolumeAccumulator:
         """Both sums times a number."""
-        return VolumeAccumulator(
-            self.numerator * factor, self.weight * factor, self.box_size, self.padding
-        )
+        return VolumeAccumulator(self.numerator * factor, self.weight * factor, self.box_size, self.padding)
 
 
 def grid_shape(radius: float, padding: int) -> tuple[int, int, int]:

@@ -4,6 +4,9 @@
 Levenberg-Marquardt in plain torch, for any device and for the tests.
 """
 
+# The kernels' arguments travel as tuples, whose lengths pyright does not follow through numba's wrapper.
+# pyright: reportCallIssue=false
+
 from __future__ import annotations
 
 import math
@@ -144,7 +147,7 @@ def refine_poses(
     )  # fmt: skip
 
 
-def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):  # noqa: ANN001, ANN202
+def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):
     """The arrays that the fused kernels share, for a range of poses."""
     images = torch.view_as_real(batch.images).numpy()
     rotations = rotation.float().numpy()
@@ -205,7 +208,7 @@ def _choose(first: Tensor, a: RefinedPoses, b: RefinedPoses) -> RefinedPoses:
     )
 
 
-def _normal_equations(batch, volume, precision, images, ctf, rotation, translation):  # noqa: ANN001, ANN202
+def _normal_equations(batch, volume, precision, images, ctf, rotation, translation):
     """Cost, ``JᵀJ`` and ``Jᵀr`` of each pose, weighted by the precision."""
     ramp = ctf * compute_shift(translation, batch.disk, batch.pixel_size)
     value, turned = slice_with_jacobian(volume, rotation, batch.disk)

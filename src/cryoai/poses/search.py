@@ -115,7 +115,5 @@ def search_poses(
     rotation = grid.rotation[torch.cat([r for r, _ in found])]
     translation = grid.translation[torch.cat([t for _, t in found])]
     image_of = torch.arange(len(batch), device=rotation.device).repeat_interleave(keep)
-    cost = score_poses(
-        batch, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of
-    )
+    cost = score_poses(batch, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of)
     return PoseHypotheses(rotation, translation, -cost.float().view(len(batch), keep)).sorted()

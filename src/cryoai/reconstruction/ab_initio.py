@@ -108,4 +108,3 @@ def bootstrap_from_dict(saved: dict) -> BootstrapResult:
 def has_converged(result: AbInitioResult) -> bool:
     """Whether more than one start found the best map; True for a single start, which cannot tell."""
     return len(result.agreements) == 1 or result.agreeing > 1
-

@@ -172,7 +172,9 @@ def _step(
         batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, batch.images.device
     )
     inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
-    return inserter.result(), _update_noise(inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0])
+    return inserter.result(), _update_noise(
+        inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0]
+    )
 
 
 def _update_noise(

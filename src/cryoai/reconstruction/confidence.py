@@ -12,9 +12,7 @@ _ITERATIONS = 50
 _WRONG_START, _WRONG_SPREAD = 6.0, 3.0
 
 
-def fit_quality(
-    gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]
-) -> Float[Tensor, " n"]:
+def fit_quality(gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     """How far each log-likelihood gain lies from its expectation, in standard deviations.
 
     At the right pose and with a perfect map the gain is Gaussian around E with variance 2 E.
@@ -35,19 +33,20 @@ def estimate_confidence(quality: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
     spread = max(1.4826 * np.median(np.abs(values - centre)), 1e-6)
     z = (values - centre) / spread
     share, mean, width = 0.05, -_WRONG_START, _WRONG_SPREAD
+    wrong = np.zeros(len(z))
     for _ in range(_ITERATIONS):
         wrong = share * _gaussian(z, mean, width)
         wrong = wrong / (wrong + (1 - share) * _gaussian(z, 0.0, 1.0) + 1e-300)
-        wrong[z > 0] = 0
+        wrong = np.where(z > 0, 0.0, wrong)
         total = wrong.sum()
         share = float(np.clip(total / len(z), 1e-4, 0.6))
         if total > 1:
             mean = min(float((wrong * z).sum() / total), -2.0)
             width = max(float(np.sqrt((wrong * (z - mean) ** 2).sum() / total)), 1.0)
-    right = 1 - wrong
     # A worse fit is never more trusted, also where the two Gaussians cross twice.
     order = np.argsort(z)
-    right[order] = np.maximum.accumulate(right[order])
+    right = np.empty(len(z))
+    right[order] = np.maximum.accumulate(1 - wrong[order])
     return torch.from_numpy(right).float()
 
 

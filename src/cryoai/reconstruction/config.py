@@ -17,19 +17,19 @@ class BootstrapConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    images: int = Field(20_000, ge=100)
+    images: int = Field(default=20_000, ge=100)
     """At most this many images, drawn at random, are used."""
-    steps: int = Field(60, ge=5)
+    steps: int = Field(default=60, ge=5)
     """Mini-batches of each start."""
-    batch_size: int = Field(500, ge=10)
+    batch_size: int = Field(default=500, ge=10)
     """Images in a mini-batch."""
-    rotations: int = Field(4608, ge=500)
+    rotations: int = Field(default=4608, ge=500)
     """Points of the SO(3) grid."""
-    first_radius: float = Field(4.0, ge=2)
+    first_radius: float = Field(default=4.0, ge=2)
     """Shells (of a box that the particle half fills); the radius marches from here"""
-    last_radius: float = Field(10.0, ge=4)
+    last_radius: float = Field(default=10.0, ge=4)
     """to here."""
-    max_shift: float = Field(0.16, gt=0, lt=0.5)
+    max_shift: float = Field(default=0.16, gt=0, lt=0.5)
     """Largest translation tried, box lengths."""
 
 
@@ -40,13 +40,13 @@ class RefineConfig(BaseModel):
 
     start_from_input_poses: bool = False
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
-    max_rounds: int = Field(8, ge=1)
+    max_rounds: int = Field(default=8, ge=1)
     """At most this many rounds of map and poses."""
-    search_rotations: int = Field(18_432, ge=500)
+    search_rotations: int = Field(default=18_432, ge=500)
     """Points of the SO(3) grid of the second global search."""
-    search_radius: float = Field(12.0, ge=4)
+    search_radius: float = Field(default=12.0, ge=4)
     """Shells of the second global search."""
-    max_shift: float = Field(0.28, gt=0, lt=0.5)
+    max_shift: float = Field(default=0.28, gt=0, lt=0.5)
     """Largest translation of the second global search, box lengths."""
 
 
@@ -71,13 +71,13 @@ class ReconstructConfig(BaseModel):
     """Mirror the result; the hand cannot be known from the images."""
     no_ctf: bool = False
     """Take the images as not modulated by a CTF."""
-    seeds: int = Field(3, ge=1, le=50)
+    seeds: int = Field(default=3, ge=1, le=50)
     """Independent starts of the bootstrap."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(default=0, ge=0)
     """Everything random follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    cache_gib: float = Field(0.25, ge=0)
+    cache_gib: float = Field(default=0.25, ge=0)
     """Memory for the particles' Fourier coefficients; more go to a scratch file in the output folder."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """The ab initio stage."""

@@ -105,14 +105,14 @@ def make_half_maps(
     solvent_mask
         False for a plain sphere, for maps too poor to show their own border.
     """
-    unfiltered = tuple(_unfiltered(total, radius) for total in accumulators)
+    unfiltered = (_unfiltered(accumulators[0], radius), _unfiltered(accumulators[1], radius))
     box = accumulators[0].box_size
     mask = make_sphere_mask(box, (box - 8) if diameter is None else min(diameter, box - 8))
     mask = mask.to(unfiltered[0].device)
     if solvent_mask:
-        first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(*unfiltered, mask), radius)
+        first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(unfiltered[0], unfiltered[1], mask), radius)
         mask = make_solvent_mask(first.wiener_map(), diameter, filter_radius=min(radius, box / 6))
-    fsc = compute_fsc(*unfiltered, mask, voxel_size=voxel_size)
+    fsc = compute_fsc(unfiltered[0], unfiltered[1], mask, voxel_size=voxel_size)
     return HalfMaps(accumulators, unfiltered, mask, fsc, radius)
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from scipy import ndimage
+from skimage import measure
 from torch import Tensor
 
 from cryoai.geometry.fourier import fft3, ifft3, radial_distance
@@ -70,14 +71,15 @@ def make_solvent_mask(
     core = _large_components((smooth > threshold) & inside)
     if not core.any():
         return make_sphere_mask(box, 2 * radius - 4)
-    core = ndimage.binary_fill_holes(core)
-    depth = np.clip((extend + edge - ndimage.distance_transform_edt(~core)) / edge, 0, 1)
+    filled = np.asarray(ndimage.binary_fill_holes(core))
+    outside = np.asarray(ndimage.distance_transform_edt(~filled))
+    depth = np.clip((extend + edge - outside) / edge, 0, 1)
     return torch.from_numpy((0.5 - 0.5 * np.cos(np.pi * depth)).astype(np.float32)).to(density.device)
 
 
 def _large_components(core: np.ndarray) -> np.ndarray:
-    labels, count = ndimage.label(core)
-    if count == 0:
-        return core
+    labels = np.asarray(measure.label(core, connectivity=1))
     sizes = np.bincount(labels.ravel())[1:]
+    if len(sizes) == 0:
+        return core
     return np.isin(labels, 1 + np.flatnonzero(sizes >= _SMALLEST_COMPONENT * sizes.max()))

@@ -95,7 +95,7 @@ def metrics(result: ReconstructionResult) -> list[dict]:
             "resolution_unmasked_angstrom": result.fsc.unmasked.resolution_angstrom(0.143),
             "median_confidence": float(result.state.confidence[used].median()),
             "fraction_confident": float((result.state.confidence[used] > 0.5).float().mean()),
-            "median_rotation_std_deg": float(np.degrees(result.state.rotation_std[used].median())),
+            "median_rotation_std_deg": float(result.state.rotation_std[used].median().rad2deg()),
             "seconds": result.seconds,
             "warnings": list(result.warnings),
         }

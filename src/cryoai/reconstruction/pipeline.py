@@ -36,7 +36,14 @@ from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import RefinementState, reconstruct as make_halves, start_refinement, update_noise
+from cryoai.reconstruction.refine import (
+    RefinementState,
+    start_refinement,
+    update_noise,
+)
+from cryoai.reconstruction.refine import (
+    reconstruct as make_halves,
+)
 from cryoai.reconstruction.refinement_loop import (
     RoundSummary,
     assign_all,
@@ -361,9 +368,7 @@ def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
 
 def _check_method(config: ReconstructConfig) -> None:
     if config.method != "search" and not config.known_poses:
-        raise InputError(
-            f"--method {config.method} is not in this version", advice="use --method search"
-        )
+        raise InputError(f"--method {config.method} is not in this version", advice="use --method search")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
 

@@ -101,6 +101,8 @@ def reconstruct(
         Largest shell inserted.
     diameter
         px of the particle, if known.
+    on_chunk
+        Called with the particles done so far.
     """
     inserters = [Inserter(data.disk.box_size, radius) for _ in (0, 1)]
     used = state.used
@@ -155,7 +157,13 @@ def refine_locally(
             mine = np.flatnonzero(state.half[rows] == half)
             at = rows[mine]
             found = refine_poses(
-                batch, volume, state.noise_power, rotation[at], translation[at], torch.from_numpy(mine), iterations
+                batch,
+                volume,
+                state.noise_power,
+                rotation[at],
+                translation[at],
+                torch.from_numpy(mine),
+                iterations,
             )
             rotation[at], translation[at] = found.rotation, found.translation
             stds = pose_standard_deviations(found.hessian)
@@ -163,7 +171,11 @@ def refine_locally(
         done += len(rows)
         on_chunk(done)
     return replace(
-        state, rotation=rotation, translation=translation, rotation_std=rotation_std, translation_std=translation_std
+        state,
+        rotation=rotation,
+        translation=translation,
+        rotation_std=rotation_std,
+        translation_std=translation_std,
     )
 
 
@@ -204,6 +216,8 @@ def search_globally(
 
     Parameters
     ----------
+    data, state
+        Particles and their poses.
     references
         One map per half.
     rows
@@ -212,6 +226,8 @@ def search_globally(
         The grid and the radii.
     keep_current
         Let the current pose compete.
+    on_chunk
+        Called with the particles done so far.
 
     Returns
     -------
@@ -229,7 +245,9 @@ def search_globally(
                 continue
             at = part[mine]
             current = (state.rotation[at], state.translation[at]) if keep_current else None
-            best_r, best_t = _search_batch(batch[torch.from_numpy(mine)], volume, state.noise_power, search, current)
+            best_r, best_t = _search_batch(
+                batch[torch.from_numpy(mine)], volume, state.noise_power, search, current
+            )
             if keep_current:
                 moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
             rotation[at], translation[at] = best_r, best_t
@@ -263,7 +281,9 @@ def _refine_hypotheses(
     rotation, translation = hypotheses.rotation.flatten(0, 1), hypotheses.translation.flatten(0, 1)
     local = refine_poses(batch, volume, noise_power, rotation, translation, image_of, 4)
     return PoseHypotheses(
-        local.rotation.unflatten(0, shape), local.translation.unflatten(0, shape), -local.cost.float().view(shape)
+        local.rotation.unflatten(0, shape),
+        local.translation.unflatten(0, shape),
+        -local.cost.float().view(shape),
     )
 
 
@@ -297,10 +317,16 @@ def try_mates(
 
     Parameters
     ----------
+    data, state
+        Particles and their poses.
+    references
+        One map per half.
     mates
         ``map(x) ≈ map(Q x + shift)``, shifts in px.
     radius
         Shells at which the mates compete; only high resolution can tell them apart.
+    on_chunk
+        Called with the particles done so far.
 
     Returns
     -------

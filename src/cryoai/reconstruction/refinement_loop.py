@@ -17,8 +17,8 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.ab_initio import AbInitioResult
-from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
+from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
@@ -92,7 +92,9 @@ def assign_all(
     radius = float(min(config.bootstrap.last_radius, largest_radius(data.disk.box_size)))
     box_length = data.disk.box_size * data.pixel_size
     grid = make_search_grid(
-        config.bootstrap.rotations, 1.2 * config.bootstrap.max_shift * box_length, translation_step(radius, box_length)
+        config.bootstrap.rotations,
+        1.2 * config.bootstrap.max_shift * box_length,
+        translation_step(radius, box_length),
     )
     search = GlobalSearch(grid, radius, 8, ((radius, 1),))
     volumes = [start.best.volume] * 2
@@ -252,7 +254,9 @@ def doubtful_rows(
     return np.sort(used[order[values[order] < centre - deviations * spread]])
 
 
-def _make_search(data: ParticleData, config: ReconstructConfig, radius: float, finer: int, reach: float, seed: int) -> GlobalSearch:
+def _make_search(
+    data: ParticleData, config: ReconstructConfig, radius: float, finer: int, reach: float, seed: int
+) -> GlobalSearch:
     refine = config.refine
     coarse = min(refine.search_radius, radius)
     box_length = data.disk.box_size * data.pixel_size
@@ -263,5 +267,3 @@ def _make_search(data: ParticleData, config: ReconstructConfig, radius: float, f
         torch.Generator().manual_seed(seed),
     )
     return GlobalSearch(grid, coarse, 32, ((coarse, 8), (radius, 1)))
-
-

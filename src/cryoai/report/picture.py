@@ -21,7 +21,9 @@ _MARGIN = 1.12
 _LIGHT = np.array((-0.45, -0.60, 0.66))
 _FILL_LIGHT = np.array((0.75, 0.25, 0.45))
 # From the centre of the particle to its rim.
-_COLOURS = np.array(((0.93, 0.55, 0.28), (0.96, 0.80, 0.56), (0.80, 0.88, 0.83), (0.42, 0.70, 0.84), (0.20, 0.47, 0.72)))
+_COLOURS = np.array(
+    ((0.93, 0.55, 0.28), (0.96, 0.80, 0.56), (0.80, 0.88, 0.83), (0.42, 0.70, 0.84), (0.20, 0.47, 0.72))
+)
 # Scales, in shares of the box, at which neighbouring density takes away ambient light.
 _OCCLUSION_SCALES = (0.012, 0.03, 0.06)
 
@@ -116,7 +118,7 @@ def _prepare(density: Float[np.ndarray, "box box box"], level: float | None) -> 
     soft = np.clip((fine - 0.5 * level) / level, 0, 1).astype(np.float32)
     occlusion = tuple(ndimage.gaussian_filter(soft, s * len(fine), mode="constant") for s in _OCCLUSION_SCALES)
     return _Scene(
-        fine, ndimage.spline_filter(fine, 3, output=np.float32), tuple(np.gradient(fine)), occlusion, level, centre,
+        fine, ndimage.spline_filter(fine, 3).astype(np.float32), tuple(np.gradient(fine)), occlusion, level, centre,
         (inside - centre)[:, ::-1], float(distance.max()), float(np.percentile(distance, 25)),
     )  # fmt: skip
 
@@ -160,7 +162,7 @@ def _first_hit(
     matrix = axes.T[::-1, ::-1]
     origin = scene.centre + matrix @ np.full(3, -float(reach))
     turned = ndimage.affine_transform(
-        scene.spline, matrix, origin, output_shape=(len(axis),) * 3, order=3, mode="constant", prefilter=False
+        scene.spline, matrix, origin.tolist(), output_shape=(len(axis),) * 3, order=3, mode="constant", prefilter=False
     )
     across, down = _linear_weights(x, axis), _linear_weights(y, axis)
     depth = np.full((len(y), len(x)), -np.inf, np.float32)
@@ -189,7 +191,8 @@ def _shade(
     normal = -np.stack(slopes[::-1], 1) @ axes.T
     normal /= np.maximum(np.linalg.norm(normal, axis=1, keepdims=True), 1e-12)
     light, fill = (direction / np.linalg.norm(direction) for direction in (_LIGHT, _FILL_LIGHT))
-    half_way = (light + (0, 0, 1)) / np.linalg.norm(light + (0, 0, 1))
+    half_way = light + np.array((0.0, 0.0, 1.0))
+    half_way /= np.linalg.norm(half_way)
     diffuse = np.clip(normal @ light, 0, 1)
     filling = np.clip(normal @ fill, 0, 1)
     highlight = np.clip(normal @ half_way, 0, 1) ** 40

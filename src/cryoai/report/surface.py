@@ -93,7 +93,8 @@ def _make_surface(density: Float[np.ndarray, "box box box"], level: float) -> Su
     if not density.min() < level < density.max():
         return None
     # A border of zeros closes surfaces that leave the box.
-    vertices, faces, _, _ = marching_cubes(np.pad(density, 1, constant_values=min(0.0, float(density.min()))), level)
+    vertices, faces, _, _ = marching_cubes(
+        np.pad(density, 1, constant_values=min(0.0, float(density.min()))), level
+    )
     centred = (vertices[:, ::-1] - 1 - box // 2) * (_COORDINATE_RANGE / (box / 2 + 1))
-    # skimage's triangles turn the other way once zyx becomes xyz.
-    return Surface(centred.round().astype(np.int16), faces[:, ::-1].astype(np.int32), level, box)
+    return Surface(centred.round().astype(np.int16), faces.astype(np.int32), level, box)

@@ -1,0 +1,39 @@
+"""Small simulated sets, made once per test session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cryoai.particles.phantom import make_phantom
+from cryoai.particles.simulate import SimulationSettings
+from cryoai.particles.write_simulation import write_simulation
+from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, RefineConfig
+
+
+@pytest.fixture(scope="session")
+def simulated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """1,500 particles of the phantom at 0 dB, box 32, with CTFs and shifts of 2 px."""
+    folder = tmp_path_factory.mktemp("simulated")
+    settings = SimulationSettings(1500, snr_db=0.0, shift_sigma=16.0, seed=3)
+    write_simulation(make_phantom(32, 8.0), settings, folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """200 particles, box 24: enough to run every step, not to solve the structure."""
+    folder = tmp_path_factory.mktemp("tiny")
+    write_simulation(make_phantom(24, 10.0), SimulationSettings(200, snr_db=0.0, shift_sigma=10.0, seed=4), folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quick_config() -> ReconstructConfig:
+    """A short schedule: every step, few of each."""
+    return ReconstructConfig(
+        seeds=2,
+        bootstrap=BootstrapConfig(steps=8, batch_size=100, rotations=600, last_radius=6),
+        refine=RefineConfig(max_rounds=3, search_rotations=600, search_radius=6),
+    )

@@ -1,0 +1,209 @@
+"""The pipeline on small simulated sets, through its public function."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import mrcfile
+import numpy as np
+import pytest
+import starfile
+
+from cryoai import InputError, Map, ReconstructConfig, evaluate_reconstruction, read_map, read_particles, reconstruct
+from cryoai.reconstruction.progress import Progress
+
+MAPS = ("map.mrc", "half1.mrc", "half2.mrc", "mask.mrc")
+
+
+class StopAfter(Progress):
+    """Raises when a step begins, as a killed process would stop there."""
+
+    def __init__(self, step: str) -> None:
+        self.name = step
+        self.messages: list[str] = []
+
+    @contextmanager
+    def step(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+        if self.name in name:
+            raise KeyboardInterrupt
+        yield lambda done: None
+
+    def say(self, message: str) -> None:
+        self.messages.append(message)
+
+
+@pytest.mark.slow
+def test_phantom_is_recovered_from_unknown_poses(simulated: Path, tmp_path: Path) -> None:
+    result = reconstruct(simulated / "particles.star", tmp_path / "out", ReconstructConfig(seeds=2))
+    found = read_particles(tmp_path / "out" / "particles.star")
+    true = read_particles(simulated / "particles.star")
+    evaluation = evaluate_reconstruction(
+        estimated_map=read_map(tmp_path / "out" / "map.mrc"),
+        true_map=read_map(simulated / "true_map.mrc"),
+        estimated_pose=found.pose,
+        true_pose=true.pose,
+        pixel_size=8.0,
+    )
+    assert evaluation.fsc is not None and evaluation.poses is not None
+    assert evaluation.fsc.resolution_px(0.5) < 2.2
+    assert evaluation.poses.rotation_error_median < 0.005
+    assert evaluation.poses.fraction_rotation_above_10deg < 0.03
+    assert evaluation.poses.translation_error_mean_px2 < 0.1
+    # The resolution it claims is not better than the one it has.
+    assert result.resolution > 0.93 * evaluation.fsc.resolution_angstrom(0.5)
+    # Standard deviations are of the size of the errors: θ² per axis is ‖·‖²_F / 6.
+    actual = np.sqrt(np.median(evaluation.poses.rotation_error) / 6)
+    claimed = float(result.state.rotation_std.median())
+    assert 0.5 < claimed / actual < 1.5
+
+
+def test_killed_run_resumes_to_the_same_result(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    stack = tiny / "particles.star"
+    reconstruct(stack, tmp_path / "whole", quick_config)
+    for step in ("start 2", "Posing", "round 2: half-maps"):
+        with pytest.raises(KeyboardInterrupt):
+            reconstruct(stack, tmp_path / "killed", quick_config, resume=True, progress=StopAfter(step))
+        assert not (tmp_path / "killed" / "map.mrc").exists()
+    reconstruct(stack, tmp_path / "killed", quick_config, resume=True)
+    for name in MAPS:
+        with mrcfile.open(tmp_path / "whole" / name) as one, mrcfile.open(tmp_path / "killed" / name) as other:
+            np.testing.assert_array_equal(one.data, other.data)
+    assert (tmp_path / "whole" / "particles.star").read_text().split("data_particles")[1] == (
+        tmp_path / "killed" / "particles.star"
+    ).read_text().split("data_particles")[1]
+
+
+def test_resume_refuses_other_options(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(tiny / "particles.star", tmp_path, quick_config, resume=True, progress=StopAfter("Posing"))
+    other = quick_config.model_copy(update={"seed": 7})
+    with pytest.raises(InputError, match="other options"):
+        reconstruct(tiny / "particles.star", tmp_path, other, resume=True)
+
+
+def test_damaged_checkpoint_is_refused(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        reconstruct(tiny / "particles.star", tmp_path, quick_config, resume=True, progress=StopAfter("start 2"))
+    (tmp_path / "checkpoint" / "bootstrap_01.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(InputError, match="damaged"):
+        reconstruct(tiny / "particles.star", tmp_path, quick_config, resume=True)
+
+
+def test_scratch_file_gives_the_same_result(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    reconstruct(tiny / "particles.star", tmp_path / "memory", quick_config)
+    reconstruct(tiny / "particles.star", tmp_path / "disk", quick_config.model_copy(update={"cache_gib": 0.0}))
+    np.testing.assert_array_equal(
+        read_map(tmp_path / "memory" / "map.mrc").density, read_map(tmp_path / "disk" / "map.mrc").density
+    )
+    assert not list((tmp_path / "disk").rglob("coefficients.bin"))
+
+
+def test_known_poses_give_the_true_map(simulated: Path, tmp_path: Path) -> None:
+    result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(known_poses=True))
+    assert result.ab_initio is None and not result.rounds
+    evaluation = evaluate_reconstruction(
+        estimated_map=read_map(tmp_path / "map.mrc"), true_map=read_map(simulated / "true_map.mrc")
+    )
+    assert evaluation.fsc is not None and evaluation.alignment is not None
+    assert evaluation.fsc.resolution_px(0.5) < 2.1
+    assert not evaluation.alignment.mirrored
+    np.testing.assert_allclose(evaluation.alignment.rotation, np.eye(3), atol=0.01)
+    np.testing.assert_allclose(evaluation.alignment.shift, 0, atol=0.1)
+
+
+def test_cropping_the_box_keeps_the_molecule(simulated: Path, tmp_path: Path) -> None:
+    config = ReconstructConfig(known_poses=True, box_size=20)
+    result = reconstruct(simulated / "particles.star", tmp_path, config)
+    assert result.density.shape == (20, 20, 20)
+    assert result.voxel_size == pytest.approx(8.0 * 32 / 20)
+    evaluation = evaluate_reconstruction(
+        estimated_map=Map(result.density, result.voxel_size), true_map=read_map(simulated / "true_map.mrc")
+    )
+    assert evaluation.fsc is not None and evaluation.fsc.resolution_px(0.5) < 2.3
+
+
+def test_invert_hand_mirrors_map_and_poses(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    config = quick_config.model_copy(update={"known_poses": True})
+    plain = reconstruct(tiny / "particles.star", tmp_path / "plain", config)
+    mirrored = reconstruct(
+        tiny / "particles.star", tmp_path / "mirrored", config.model_copy(update={"invert_hand": True})
+    )
+    evaluation = evaluate_reconstruction(
+        estimated_map=Map(mirrored.density, 10.0), true_map=Map(plain.density, 10.0),
+        estimated_pose=read_particles(tmp_path / "mirrored" / "particles.star").pose,
+        true_pose=read_particles(tmp_path / "plain" / "particles.star").pose,
+    )  # fmt: skip
+    assert evaluation.hand == "mirrored"
+    assert evaluation.poses is not None and evaluation.poses.rotation_error_median < 1e-4
+
+
+def test_black_protein_is_noticed_and_inverted(simulated: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "black"
+    folder.mkdir()
+    (folder / "particles.star").write_text((simulated / "particles.star").read_text())
+    with mrcfile.open(simulated / "particles.mrcs") as stack, mrcfile.new(folder / "particles.mrcs") as black:
+        black.set_data(-stack.data)
+        black.voxel_size = 8.0
+    config = ReconstructConfig(known_poses=True)
+    progress = StopAfter("never")
+    inverted = reconstruct(folder / "particles.star", tmp_path / "out", config, progress=progress)
+    assert any("black" in message for message in progress.messages)
+    white = reconstruct(simulated / "particles.star", tmp_path / "white", config)
+    np.testing.assert_allclose(inverted.density, white.density, atol=1e-5 * np.abs(white.density).max())
+
+
+def test_junk_images_are_named_and_keep_their_rows(
+    tiny: Path, tmp_path: Path, quick_config: ReconstructConfig
+) -> None:
+    folder = tmp_path / "junk"
+    folder.mkdir()
+    (folder / "particles.star").write_text((tiny / "particles.star").read_text())
+    with mrcfile.open(tiny / "particles.mrcs") as stack:
+        images = stack.data.copy()
+    images[4] = np.nan
+    images[17] = 3.0
+    with mrcfile.new(folder / "particles.mrcs") as stack:
+        stack.set_data(images)
+        stack.voxel_size = 10.0
+    progress = StopAfter("never")
+    result = reconstruct(folder / "particles.star", tmp_path / "out", quick_config, progress=progress)
+    assert any("2 of 200" in message and "5, 18" in message for message in progress.messages)
+    assert len(result.state.used) == 198
+    table = starfile.read(tmp_path / "out" / "particles.star", always_dict=True)["particles"]
+    assert len(table) == 200
+    assert (table["cryoaiConfidence"].to_numpy()[[4, 17]] == 0).all()
+    assert np.isfinite(result.density).all()
+
+
+def test_output_star_keeps_every_input_column(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    reconstruct(tiny / "particles.star", tmp_path, quick_config)
+    before = starfile.read(tiny / "particles.star", always_dict=True)["particles"]
+    after = starfile.read(tmp_path / "particles.star", always_dict=True)["particles"]
+    assert set(before.columns) <= set(after.columns)
+    assert set(after["rlnRandomSubset"]) == {1, 2}
+    np.testing.assert_allclose(after["rlnDefocusU"], before["rlnDefocusU"])
+
+
+def test_half_sets_of_the_input_are_kept(tiny: Path, tmp_path: Path) -> None:
+    particles = read_particles(tiny / "particles.star")
+    subset = np.tile([1, 2, 2, 1], 50)
+    particles = dataclasses.replace(particles, random_subset=subset)
+    result = reconstruct(particles, tmp_path, ReconstructConfig(known_poses=True))
+    np.testing.assert_array_equal(result.state.half, subset - 1)
+
+
+def test_real_ribosome_images_give_a_compact_particle(shared_data: Path, tmp_path: Path) -> None:
+    """220 real tilt images at their published poses (one row of the stack is not in the STAR file)."""
+    star = shared_data / "particles" / "subtomo_ribosome_220x64" / "sta_testing_bin8.star"
+    particles = read_particles(star, datadir=star.parent)
+    result = reconstruct(particles, tmp_path, ReconstructConfig(known_poses=True, invert_contrast="auto"))
+    axis = np.arange(64) - 32
+    distance = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    unmasked = sum(half.numpy() for half in result.halves.unfiltered)
+    unmasked = unmasked - unmasked[distance > 28].mean()
+    noise = unmasked[distance > 28].std()
+    assert unmasked[distance < 10].mean() > 2 * noise
+    assert unmasked[distance < 10].mean() > 5 * abs(unmasked[(distance > 22) & (distance < 28)].mean())
