@@ -14,7 +14,8 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 # The colours of the rendered picture, from the centre of the particle to its rim.
 _RADIAL_SCALE = [[0, "#ed8c47"], [0.25, "#f5cc8f"], [0.5, "#cce0d4"], [0.75, "#6bb3d6"], [1, "#3378b8"]]
 _LEVEL_FACTORS = {"low": 0.6, "medium": 1.0, "high": 1.5}
-_MOST_VERTICES = 100_000
+_MOST_VERTICES = 80_000
+_COARSE_BOX = 72
 # Viewing directions: particles per bin that keep counting noise readable, and the finest division of 180°.
 _PARTICLES_PER_BIN, _MOST_LATITUDES = 12, 45
 
@@ -22,6 +23,9 @@ _PARTICLES_PER_BIN, _MOST_LATITUDES = 12, 45
 def make_surface_figure(density: Float[np.ndarray, "box box box"]) -> go.Figure | None:
     """Isosurfaces at three levels with buttons to choose; None for a map without any surface."""
     surfaces = make_surfaces(density, tuple(_LEVEL_FACTORS.values()), _MOST_VERTICES)
+    if not surfaces or surfaces[0].box_size < min(_COARSE_BOX, density.shape[0]):
+        # So much detail fits only once: one fine surface tells more than three coarse ones.
+        surfaces = make_surfaces(density, (1.0,), _MOST_VERTICES)
     if not surfaces:
         return None
     shown = len(surfaces) // 2
@@ -49,7 +53,7 @@ def make_surface_figure(density: Float[np.ndarray, "box box box"]) -> go.Figure 
             # In perspective: plotly.js lights orthographic meshes wrongly. y is up and x to the right at first.
             "camera": {"eye": {"x": 0.0, "y": -0.4, "z": 1.6}, "up": {"x": 0, "y": 1, "z": 0}},
         },
-        updatemenus=[_level_menu([s.level for s in surfaces], shown)],
+        updatemenus=[_level_menu([s.level for s in surfaces], shown)] if len(surfaces) > 1 else [],
     )  # fmt: skip
     return figure
 
@@ -107,7 +111,7 @@ def make_fsc_figure(fsc: CorrectedFsc) -> go.Figure:
 
 def make_orientation_figure(rotation: Float[np.ndarray, "n 3 3"]) -> go.Figure:
     """Viewing directions on a Mollweide map; 1 is what a uniform distribution would give."""
-    x, y, inside, longitude, sine = _mollweide_raster(360)
+    x, y, inside, longitude, sine = _mollweide_raster(300)
     density = viewing_density(rotation)
     rows = np.clip(((sine + 1) / 2 * density.shape[0]).astype(int), 0, density.shape[0] - 1)
     columns = np.clip(((longitude / np.pi + 1) / 2 * density.shape[1]).astype(int), 0, density.shape[1] - 1)

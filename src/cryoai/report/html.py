@@ -78,7 +78,9 @@ def _headline(result: ReconstructionResult) -> dict[str, Any]:
     used, total = len(result.state.used), len(result.particles)
     box = result.fsc.corrected.box_size
     at_nyquist = result.resolution <= 2 * _NYQUIST_TOLERANCE * result.voxel_size
-    note = "at Nyquist: the voxel size limits it; a larger --box-size may show more" if at_nyquist else ""
+    cropped = (result.particles.box_size or box) > box
+    note = "at Nyquist: the voxel size limits it" if at_nyquist else ""
+    note += "; a larger --box-size may show more" if at_nyquist and cropped else ""
     facts = [
         _Fact("Particles used", f"{used:,}", f"of {total:,}"),
         _Fact("Box", f"{box} px", f"{box * result.voxel_size:.0f} Å"),

@@ -162,7 +162,13 @@ def _first_hit(
     matrix = axes.T[::-1, ::-1]
     origin = scene.centre + matrix @ np.full(3, -float(reach))
     turned = ndimage.affine_transform(
-        scene.spline, matrix, origin.tolist(), output_shape=(len(axis),) * 3, order=3, mode="constant", prefilter=False
+        scene.spline,
+        matrix,
+        origin.tolist(),
+        output_shape=(len(axis),) * 3,
+        order=3,
+        mode="constant",
+        prefilter=False,
     )
     across, down = _linear_weights(x, axis), _linear_weights(y, axis)
     depth = np.full((len(y), len(x)), -np.inf, np.float32)

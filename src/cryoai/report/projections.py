@@ -10,6 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 _SMALLEST_SIDE = 192
+# Share of the highest density below which a voxel may be cropped away.
+_OUTSTANDING = 0.1
 # Axis of the map looked along: the array axis, and what is seen to the right and upwards.
 _AXES = (("z", 0, "x →, y ↑"), ("y", 1, "x →, z ↑"), ("x", 2, "y →, z ↑"))
 
@@ -33,18 +35,29 @@ class Thumbnail:
 
 def make_slices(density: Float[np.ndarray, "box box box"]) -> list[Thumbnail]:
     """The three central slices, all on one grey scale; protein is white."""
+    density = _crop(density)
     images = [density.take(density.shape[0] // 2, axis) for _, axis, _ in _AXES]
     return _thumbnails(images, "Slice across {}")
 
 
 def make_projections(density: Float[np.ndarray, "box box box"]) -> list[Thumbnail]:
     """The sums along the three axes, all on one grey scale; protein is white."""
+    density = _crop(density)
     return _thumbnails([density.sum(axis) for _, axis, _ in _AXES], "Projection along {}")
 
 
 def png_uri(png: bytes) -> str:
     """A PNG as a ``data:`` address."""
     return "data:image/png;base64," + base64.b64encode(png).decode("ascii")
+
+
+def _crop(density: Float[np.ndarray, "box box box"]) -> Float[np.ndarray, "new new new"]:
+    """The central cube that holds all that stands out; the rest of the box is empty."""
+    centre = density.shape[0] // 2
+    outstanding = np.argwhere(density > _OUTSTANDING * max(float(density.max()), 0.0))
+    reach = centre if len(outstanding) == 0 else min(centre, int(1.15 * np.abs(outstanding - centre).max()) + 2)
+    kept = slice(centre - reach, centre + reach)
+    return density[kept, kept, kept]
 
 
 def _thumbnails(images: list[np.ndarray], title: str) -> list[Thumbnail]:

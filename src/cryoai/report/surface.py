@@ -13,7 +13,7 @@ from cryoai.geometry.fourier import resample
 # The level keeps this share of Σρ² over the positive voxels, which suits noisy masked maps as well as clean ones.
 _KEPT_POWER = 0.86
 # Boxes tried for a mesh; below the first, surfaces look faceted, and above the last nothing is gained on a screen.
-_LARGEST_BOX, _SMALLEST_BOX = 96, 32
+_LARGEST_BOX, _SMALLEST_BOX = 128, 32
 # A 16-bit index reaches so many vertices.
 _MOST_VERTICES = 65_535
 _COORDINATE_RANGE = 30_000
@@ -77,12 +77,16 @@ def make_surfaces(
     """
     level = choose_level(density)
     # Small boxes are padded: their surfaces would look faceted.
-    for box in range(min(_LARGEST_BOX, 2 * density.shape[0]), _SMALLEST_BOX - 1, -8):
+    box = min(_LARGEST_BOX, 2 * density.shape[0])
+    while box >= min(_SMALLEST_BOX, density.shape[0]):
         small = resample_map(density, box)
         surfaces = [s for factor in factors if (s := _make_surface(small, factor * level)) is not None]
         counts = [len(surface.vertices) for surface in surfaces]
         if sum(counts) <= most_vertices and max(counts, default=0) <= _MOST_VERTICES:
             return surfaces
+        # The number of vertices grows faster than the square of the box: a finer box shows finer detail.
+        excess = max(sum(counts) / most_vertices, max(counts) / _MOST_VERTICES)
+        box = min(box - 4, int(box / excess**0.3) // 4 * 4)
     return []
 
 
