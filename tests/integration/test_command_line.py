@@ -147,7 +147,7 @@ def test_full_disk_leaves_nothing_under_a_final_name(
     monkeypatch.setattr(os, "replace", full)
     out = tmp_path / "out"
     code, message = run(capsys, "reconstruct", tiny / "particles.star", "-o", out, "--known-poses", "--quiet")
-    assert code == 1 and "disk is full" in message and "mask.mrc" in message
+    assert code == 1 and "disk full" in message and "mask.mrc" in message
     assert not (out / "mask.mrc").exists() and not (out / "map.mrc").exists()
     leftovers = {path.name for path in out.iterdir()} - {"config.yaml", "half1.mrc", "half2.mrc"}
     assert not leftovers

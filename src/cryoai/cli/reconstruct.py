@@ -21,6 +21,7 @@ def reconstruct(
     method: Literal["search", "amortized", "hybrid"] | None = None,
     known_poses: Annotated[bool | None, _Flag] = None,
     box_size: int | None = None,
+    pixel_size: float | None = None,
     particle_diameter: float | None = None,
     max_particles: int | None = None,
     invert_contrast: Literal["auto", "yes", "no"] | None = None,
@@ -50,6 +51,8 @@ def reconstruct(
         Insert at the input's poses instead of searching.
     box_size
         Fourier crop the images to this box, px. Default: the images' box, at most 128.
+    pixel_size
+        Å, of the images, in place of what the file says.
     particle_diameter
         Å; nothing outside this sphere is taken for particle.
     max_particles
@@ -80,7 +83,7 @@ def reconstruct(
     from cryoai.reconstruction.pipeline import reconstruct as run
 
     given = {
-        "method": method, "known_poses": known_poses, "box_size": box_size,
+        "method": method, "known_poses": known_poses, "box_size": box_size, "pixel_size": pixel_size,
         "particle_diameter": particle_diameter, "max_particles": max_particles,
         "invert_contrast": invert_contrast, "invert_hand": invert_hand, "no_ctf": no_ctf,
         "seeds": seeds, "seed": seed, "device": device,

@@ -54,7 +54,8 @@ class CoefficientCache:
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks):
             self._file.seek(int(rows[run[0]]) * self._row_bytes)
-            self._file.readinto(memoryview(out[run[0] : run[-1] + 1].reshape(-1).view(np.uint8)))
+            block = self._file.read(len(run) * self._row_bytes)
+            out[run] = np.frombuffer(block, np.complex64).reshape(len(run), -1)
         return out
 
     def close(self) -> None:

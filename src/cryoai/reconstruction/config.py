@@ -61,6 +61,8 @@ class ReconstructConfig(BaseModel):
     """Insert at the input's poses; nothing is searched."""
     box_size: Annotated[int, Field(ge=16)] | None = None
     """px of the map; images are Fourier cropped. Default: the images' box, at most 128."""
+    pixel_size: Annotated[float, Field(gt=0)] | None = None
+    """Å, of the images, in place of what the file says."""
     particle_diameter: Annotated[float, Field(gt=0)] | None = None
     """Å; nothing outside this sphere is taken for particle."""
     max_particles: Annotated[int, Field(ge=2)] | None = None

@@ -376,10 +376,10 @@ def _check_method(config: ReconstructConfig) -> None:
 def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> ParticleSet:
     """Refuse what can't be reconstructed, before anything is computed."""
     file = particles.source.path
+    if config.pixel_size is not None:
+        particles = replace(particles, pixel_size=config.pixel_size)
     if particles.pixel_size is None:
-        raise InputError(
-            "the pixel size is unknown", file=file, advice="add rlnImagePixelSize (Å) to its optics group"
-        )
+        raise InputError("the pixel size is unknown", file=file, advice="give --pixel-size (Å)")
     if particles.ctf is None and not config.no_ctf:
         raise InputError(
             "there are no CTF columns",
