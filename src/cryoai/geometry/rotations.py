@@ -49,4 +49,4 @@ def rotation_angle(a: Float[Tensor, "*batch 3 3"], b: Float[Tensor, "*batch 3 3"
 
 def nearest_rotation(matrix: Float[Tensor, "*batch 3 3"]) -> Float[Tensor, "*batch 3 3"]:
     """The rotation closest to a matrix (orthogonal Procrustes)."""
-    return roma.special_procrustes(matrix)
+    return roma.special_procrustes(matrix)  # pyright: ignore[reportReturnType]

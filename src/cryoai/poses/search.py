@@ -94,7 +94,7 @@ def search_poses(
     whitening = noise_power[batch.disk.shell].rsqrt()
     slices = slice_quickly(volume, grid.rotation, batch.disk) * whitening
     rotations, n = slices.shape
-    matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).bfloat16().T
+    matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).bfloat16().T.contiguous()
     power = (slices.real**2 + slices.imag**2).bfloat16().T
     # The product of an image with ramp* is its image moved back by the translation.
     ramps = compute_shift(-grid.translation, batch.disk, batch.pixel_size)

@@ -162,7 +162,7 @@ def _step(
     """Search a mini-batch, insert its posterior, and update the noise inside the radius."""
     inside = batch.prefix(radius)
     grid = make_search_grid(
-        settings.rotations, settings.max_shift, translation_step(radius, batch.box_length), generator
+        _rotations_at(radius, settings), settings.max_shift, translation_step(radius, batch.box_length), generator
     )
     found = search_poses(inside, volume, noise_power, grid, settings.keep)
     weight = found.posterior()
@@ -175,6 +175,12 @@ def _step(
     return inserter.result(), _update_noise(
         inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0]
     )
+
+
+def _rotations_at(radius: float, settings: BootstrapSettings) -> int:
+    """Low resolution needs fewer rotations: their spacing may grow as the radius falls, down to a quarter."""
+    share = (radius / settings.last_radius) ** 3
+    return int(settings.rotations * max(share, 0.25))
 
 
 def _update_noise(

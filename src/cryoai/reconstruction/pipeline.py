@@ -49,7 +49,6 @@ from cryoai.reconstruction.refinement_loop import (
     assign_all,
     finish,
     is_settled,
-    mates_are_settled,
     refinement_round,
     state_from_dict,
     state_to_dict,
@@ -318,23 +317,19 @@ class _Run:
         return state
 
     def _refine(self, state: RefinementState) -> RefinementState:
-        settled_mates = False
         for number in range(1, self.config.refine.max_rounds + 1):
             saved = self.checkpoint.load(f"round_{number:02d}")
+            previous = self.rounds[-1] if self.rounds else None
             if saved is None:
-                state, summary = refinement_round(
-                    self.data, state, number, self.config, self.progress, settled_mates
-                )
+                state, summary = refinement_round(self.data, state, number, self.config, self.progress, previous)
                 self.checkpoint.save(
                     f"round_{number:02d}", {"state": state_to_dict(state), "summary": asdict(summary)}
                 )
             else:
                 state, summary = state_from_dict(saved["state"]), RoundSummary(**saved["summary"])
-            previous = self.rounds[-1] if self.rounds else None
             self.rounds.append(summary)
             resolution = self.data.disk.box_size * self.data.pixel_size / summary.fsc_radius
             self.progress.say(f"Round {number}: half-maps agree to {resolution:.2f} Å")
-            settled_mates = settled_mates or mates_are_settled(state, summary)
             if is_settled(state, summary, previous):
                 break
         self._lap("refinement")

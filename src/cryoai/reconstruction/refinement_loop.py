@@ -40,8 +40,8 @@ _RADIUS_MARGIN = 2
 _SEARCH_SCHEDULE = {1: (1.5, 1, 0.8), 2: (1.3, 1, 0.8), 3: (2.5, 4, 1.0), 4: (2.5, 4, 1.0)}
 # Searching again costs a multiple of a refinement round: at most this share of the particles.
 _LARGEST_SEARCHED_SHARE = 0.3
-# Near-symmetries are looked for from this round on, when the map is good enough to have an opinion.
-_FIRST_MATES_ROUND = 1
+# A map without near-symmetries in its first rounds will not have any later.
+_LAST_MATES_ROUND = 2
 # Mates need not be tried again once nearly every particle stays where it is.
 _MATES_SETTLED = 0.005
 _FIRST_POSSIBLE_END = 4
@@ -109,7 +109,7 @@ def refinement_round(
     number: int,
     config: ReconstructConfig,
     progress: Progress,
-    mates_settled: bool,
+    previous: RoundSummary | None,
 ) -> tuple[RefinementState, RoundSummary]:
     """Half-maps, noise and poses once around; low-confidence particles are searched again in early rounds."""
     name = f"Refinement round {number}"
@@ -126,10 +126,9 @@ def refinement_round(
         state = refine_locally(data, state, references, radius, on_chunk=done)
     change = rotation_angle(state.rotation[used], before).median()
     summary = RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change)))
-    mates = [] if number < _FIRST_MATES_ROUND or mates_settled else _mates(halves)
-    if mates:
-        state, summary = _mates_step(data, state, references, mates, radius, summary, progress, name)
-    if number in _SEARCH_SCHEDULE:
+    if _should_try_mates(state, number, previous):
+        state, summary = _mates_step(data, state, references, _mates(halves), radius, summary, progress, name)
+    if number in _SEARCH_SCHEDULE and not _last_search_was_vain(number, previous):
         state, summary = _search_step(data, state, references, radius, summary, config, progress, name)
     return state, summary
 
@@ -163,9 +162,16 @@ def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSum
     return summary.rotation_change_deg < max(_SETTLED_SHARE * spread, np.degrees(_SETTLED_RADIANS))
 
 
-def mates_are_settled(state: RefinementState, summary: RoundSummary) -> bool:
-    """Whether the choice among near-symmetry mates has stopped changing."""
-    return summary.mates > 0 and summary.mates_moved <= _MATES_SETTLED * len(state.used)
+def _should_try_mates(state: RefinementState, number: int, previous: RoundSummary | None) -> bool:
+    """In the first rounds, and then until the choice among the mates has stopped changing."""
+    if number <= _LAST_MATES_ROUND or previous is None:
+        return True
+    return previous.mates > 0 and previous.mates_moved > _MATES_SETTLED * len(state.used)
+
+
+def _last_search_was_vain(number: int, previous: RoundSummary | None) -> bool:
+    """A deep search that found nothing finds nothing when repeated."""
+    return previous is not None and previous.searched > 0 and previous.moved == 0 and number > 3
 
 
 def state_to_dict(state: RefinementState) -> dict[str, Any]:
@@ -198,6 +204,8 @@ def _mates_step(
     progress: Progress,
     name: str,
 ) -> tuple[RefinementState, RoundSummary]:
+    if not mates:
+        return state, summary
     before = state.rotation[state.used]
     with progress.step(f"{name}: {len(mates)} near-symmetry mates", len(state.used)) as done:
         state, _ = try_mates(data, state, references, mates, radius, on_chunk=done)
