@@ -102,7 +102,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, required=True, help="the folder of test data")
     parser.add_argument("--work", type=Path, required=True, help="folder for simulations and results")
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
-    parser.add_argument("--seeds", type=int, default=1, help="number of seeds, from 0")
+    parser.add_argument("--seeds", type=int, default=1, help="number of seeds")
+    parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--starts", type=int, default=3, help="bootstrap starts of each run")
     parser.add_argument("--particles", type=int, default=10_000)
     parser.add_argument("--limit", action="store_true", help="also refine from the true poses")
@@ -110,7 +111,7 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     print(f"{'set':12}{'run':16}" + "".join(f"{key[:18]:>20}" for key in SHOWN))
     for name in args.sets:
-        jobs = [(seed, False) for seed in range(args.seeds)] + ([(0, True)] if args.limit else [])
+        jobs = [(seed, False) for seed in range(args.first_seed, args.first_seed + args.seeds)] + ([(0, True)] if args.limit else [])
         for seed, from_truth in jobs:
             result = run(name, seed, args, from_truth)
             with open(args.work / "results.jsonl", "a") as stream:

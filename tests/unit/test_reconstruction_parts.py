@@ -1,0 +1,97 @@
+"""Masks, confidence, near-symmetries and half-maps."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cryoai.geometry.fourier import radial_distance
+from cryoai.geometry.rotations import random_rotations, rotation_from_vector
+from cryoai.metrics.alignment import find_near_symmetries
+from cryoai.particles.phantom import make_phantom
+from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
+from cryoai.reconstruction.masks import make_solvent_mask, make_sphere_mask
+from cryoai.reconstruction.refine import _distinct
+from cryoai.reconstruction.refinement_loop import doubtful_rows
+from cryoai.tensors import PoseHypotheses
+
+
+def test_sphere_mask_is_one_inside_and_zero_outside() -> None:
+    mask = make_sphere_mask(32, 16, edge=4)
+    distance = radial_distance(32, 3)
+    assert (mask[distance <= 8] == 1).all() and (mask[distance >= 12] == 0).all()
+
+
+@pytest.mark.parametrize("noise", [0.0, 0.2])
+def test_solvent_mask_holds_the_particle_and_little_else(noise: float) -> None:
+    density = torch.from_numpy(make_phantom(48, 5.0).density.copy())
+    generator = torch.Generator().manual_seed(0)
+    noisy = density + noise * density.max() * torch.randn(density.shape, generator=generator)
+    mask = make_solvent_mask(noisy)
+    power = (density.clamp(min=0) ** 2).sum()
+    assert ((density.clamp(min=0) * mask) ** 2).sum() / power > 0.98
+    assert 0.03 < float(mask.mean()) < 0.35
+    assert float(mask[radial_distance(48, 3) > 22].max()) < 0.01
+
+
+def test_confidence_tells_two_populations_apart() -> None:
+    rng = np.random.default_rng(0)
+    right, wrong = rng.normal(0.3, 1.1, 950), rng.normal(-7, 2, 50)
+    confidence = estimate_confidence(torch.from_numpy(np.concatenate((right, wrong))).float()).numpy()
+    assert (confidence[:950] > 0.5).mean() > 0.99
+    assert (confidence[950:] < 0.5).mean() > 0.95
+    assert np.all(np.diff(confidence[np.argsort(np.concatenate((right, wrong)))]) >= 0)
+
+
+def test_one_population_is_believed() -> None:
+    quality = torch.randn(2000, generator=torch.Generator().manual_seed(3))
+    assert (estimate_confidence(quality) > 0.5).float().mean() > 0.99
+
+
+def test_fit_quality_is_standard_normal_at_the_right_pose() -> None:
+    expected = torch.full((20_000,), 150.0)
+    gain = 150 + math.sqrt(300) * torch.randn(20_000, generator=torch.Generator().manual_seed(1))
+    quality = fit_quality(gain, expected)
+    assert quality.mean().abs() < 0.03 and abs(quality.std() - 1) < 0.03
+
+
+def test_doubtful_rows_are_the_worst_and_bounded() -> None:
+    quality = torch.cat((torch.linspace(-1, 1, 90), torch.full((10,), -8.0)))
+    used = np.arange(100) * 2
+    assert doubtful_rows(used, quality, 3.0).tolist() == list(range(180, 200, 2))
+    assert len(doubtful_rows(used, -torch.arange(100.0) ** 3, 0.0)) <= 30
+
+
+def test_near_symmetry_of_a_threefold_with_one_odd_arm() -> None:
+    axis = torch.arange(40) - 20.0
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+
+    def ball(centre: tuple[float, float, float], size: float) -> torch.Tensor:
+        return torch.exp(-((x - centre[0]) ** 2 + (y - centre[1]) ** 2 + (z - centre[2]) ** 2) / (2 * size**2))
+
+    density = ball((0, 0, -8), 3.0) + ball((0, 0, 4), 2.0)
+    for arm in range(3):
+        angle = 2 * math.pi * arm / 3
+        reach = 8.0 if arm else 9.5
+        density += ball((reach * math.cos(angle), reach * math.sin(angle), 2.0), 2.0)
+        density += 0.7 * ball((5 * math.cos(angle + 0.7), 5 * math.sin(angle + 0.7), -3.0), 1.5)
+    found = find_near_symmetries(density)
+    angles = sorted(math.degrees(math.acos((np.trace(mate.rotation) - 1) / 2)) for mate in found[:2])
+    assert len(found) >= 2
+    np.testing.assert_allclose(angles, 120, atol=3)
+
+
+def test_an_asymmetric_map_has_no_near_symmetry() -> None:
+    assert find_near_symmetries(torch.from_numpy(make_phantom(40, 6.0).density.copy())) == []
+
+
+def test_distinct_hypotheses_drop_copies_of_better_ones() -> None:
+    base = random_rotations(3, torch.Generator().manual_seed(0))
+    nudge = rotation_from_vector(torch.tensor([0.01, 0.0, 0.0]))
+    rotation = torch.stack((base[0], nudge @ base[0], base[1], base[2]))[None]
+    weight = torch.tensor([[5.0, 4.9, 3.0, 1.0]])
+    kept = _distinct(PoseHypotheses(rotation, torch.zeros(1, 4, 2), weight), 3)
+    assert kept.log_weight.tolist() == [[5.0, 3.0, 1.0]]
