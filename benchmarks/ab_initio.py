@@ -19,6 +19,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
+from cryoai import Map, read_map, write_map
+
 CRYOAI = [sys.executable, "-m", "cryoai"]
 
 
@@ -31,10 +35,14 @@ class TestSet:
 
 
 MAP_70S = ("--map", "golden/relion_project_70S/clean70SRibosome_vol_65p.mrc")
+# The same map without its negative fringes, which reach to the edge of the box: the positive part of the first 64
+# voxels inside a soft sphere, written by `prepare_70s`.
+POSITIVE_70S = ("--map", "70S_positive.mrc")
 # Pixel sizes at which the molecule (99 % of its atoms) spans half of a box of 64; shifts of 4 px.
 SETS = {
-    "70S-noisy": TestSet(MAP_70S, 5.0, 20.0, -10),
-    "70S-ideal": TestSet(MAP_70S, 5.0, 20.0, None),
+    "70S-noisy": TestSet(POSITIVE_70S, 5.0, 20.0, -10),
+    "70S-ideal": TestSet(POSITIVE_70S, 5.0, 20.0, None),
+    "70S-raw": TestSet(MAP_70S, 5.0, 20.0, -10),
     "4AKE-noisy": TestSet(("--structure", "structures/4ake_A.pdb"), 2.1, 8.4, -10),
     "5NRL-noisy": TestSet(("--structure", "structures/5nrl.cif.gz"), 11.75, 47.0, -10),
     "6VYB-noisy": TestSet(("--structure", "structures/6vyb.pdb"), 5.1, 20.4, -10),
@@ -46,13 +54,24 @@ SHOWN = {
 }  # fmt: skip
 
 
+def prepare_70s(args: argparse.Namespace) -> None:
+    original = read_map(args.data / MAP_70S[1], voxel_size=5.0).density[:64, :64, :64]
+    axis = np.arange(64) - 32
+    distance = np.sqrt(axis[:, None, None] ** 2 + axis[:, None] ** 2 + axis**2)
+    density = np.clip(original, 0, None) * np.clip((31 - distance) / 3, 0, 1)
+    write_map(Map((density / density.std()).astype(np.float32), 5.0), args.work / POSITIVE_70S[1])
+
+
 def simulate(name: str, args: argparse.Namespace) -> Path:
     folder = args.work / f"{name}-{args.particles}"
     if (folder / "particles.star").exists():
         return folder
     test = SETS[name]
+    source = (args.work if test.source is POSITIVE_70S else args.data) / test.source[1]
+    if test.source is POSITIVE_70S:
+        prepare_70s(args)
     command = [
-        *CRYOAI, "simulate", test.source[0], str(args.data / test.source[1]), "--box-size", "64",
+        *CRYOAI, "simulate", test.source[0], str(source), "--box-size", "64",
         "--pixel-size", str(test.pixel_size), "--n-particles", str(args.particles),
         "--shift-sigma", str(test.shift_sigma), "--seed", "1", "-o", str(folder), "--quiet",
     ]  # fmt: skip
@@ -111,7 +130,9 @@ def main() -> None:
     args.work.mkdir(parents=True, exist_ok=True)
     print(f"{'set':12}{'run':16}" + "".join(f"{key[:18]:>20}" for key in SHOWN))
     for name in args.sets:
-        jobs = [(seed, False) for seed in range(args.first_seed, args.first_seed + args.seeds)] + ([(0, True)] if args.limit else [])
+        jobs = [(seed, False) for seed in range(args.first_seed, args.first_seed + args.seeds)] + (
+            [(0, True)] if args.limit else []
+        )
         for seed, from_truth in jobs:
             result = run(name, seed, args, from_truth)
             with open(args.work / "results.jsonl", "a") as stream:

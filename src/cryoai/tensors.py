@@ -45,6 +45,10 @@ class ParticleBatch:
         """Å, edge of the image."""
         return self.disk.box_size * self.pixel_size
 
+    def to(self, device: torch.device | str) -> ParticleBatch:
+        """The same particles on another device."""
+        return replace(self, images=self.images.to(device), ctf=self.ctf.to(device), disk=self.disk.to(device))
+
     def prefix(self, radius: float) -> ParticleBatch:
         """The same particles inside a smaller radius."""
         n = self.disk.count(radius)

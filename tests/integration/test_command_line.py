@@ -134,6 +134,22 @@ def test_folder_with_another_run_is_refused(tiny: Path, tmp_path: Path, capsys: 
     assert run(capsys, "reconstruct", star, "-o", out, "--known-poses", "--overwrite", "--quiet")[0] == 0
 
 
+def test_the_input_is_never_overwritten(tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    star = copy_of(tiny, tmp_path / "in")
+    before = star.read_bytes()
+    code, message = run(capsys, "reconstruct", star, "-o", tmp_path / "in", "--known-poses", "--overwrite")
+    assert code == 2 and "another -o" in message and star.read_bytes() == before
+
+
+def test_a_refused_option_does_not_lock_the_folder(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ("reconstruct", tiny / "particles.star", "-o", tmp_path / "out", "--known-poses", "--quiet")
+    code, message = run(capsys, *words, "--box-size", 64)
+    assert code == 2 and "64" in message
+    assert run(capsys, *words)[0] == 0
+
+
 def test_full_disk_leaves_nothing_under_a_final_name(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,7 +165,7 @@ def test_full_disk_leaves_nothing_under_a_final_name(
     code, message = run(capsys, "reconstruct", tiny / "particles.star", "-o", out, "--known-poses", "--quiet")
     assert code == 1 and "disk full" in message and "mask.mrc" in message
     assert not (out / "mask.mrc").exists() and not (out / "map.mrc").exists()
-    leftovers = {path.name for path in out.iterdir()} - {"config.yaml", "half1.mrc", "half2.mrc"}
+    leftovers = {path.name for path in out.iterdir()} - {"checkpoint", "config.yaml", "half1.mrc", "half2.mrc"}
     assert not leftovers
 
 

@@ -204,6 +204,37 @@ def test_half_sets_of_the_input_are_kept(tiny: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(result.state.half, subset - 1)
 
 
+def test_halves_that_never_meet_in_a_chunk(tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A STAR file sorted by half-set gives chunks in which one half is absent."""
+    particles = read_particles(tiny / "particles.star")
+    mixed = dataclasses.replace(particles, random_subset=np.tile([1, 2], 100))
+    order = np.argsort(mixed.random_subset, kind="stable")
+    whole = reconstruct(mixed, tmp_path / "mixed", ReconstructConfig(known_poses=True))
+    monkeypatch.setattr("cryoai.reconstruction.refine._CHUNK", 50)
+    chunked = reconstruct(mixed.select(order), tmp_path / "sorted", ReconstructConfig(known_poses=True))
+    np.testing.assert_allclose(chunked.density, whole.density, atol=1e-3 * np.abs(whole.density).max())
+
+
+def test_one_half_set_alone_is_split_with_a_warning(tiny: Path, tmp_path: Path) -> None:
+    particles = dataclasses.replace(read_particles(tiny / "particles.star"), random_subset=np.ones(200, int))
+    result = reconstruct(particles, tmp_path, ReconstructConfig(known_poses=True))
+    assert any("half" in warning for warning in result.warnings)
+    assert np.bincount(result.state.half).tolist() == [100, 100]
+
+
+def test_references_in_plain_torch_give_the_same_result(
+    tiny: Path, tmp_path: Path, quick_config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a GPU would run: the pipeline without the fused kernels."""
+    config = quick_config.model_copy(update={"refine": quick_config.refine.model_copy(update={"max_rounds": 1})})
+    fused = reconstruct(tiny / "particles.star", tmp_path / "fused", config)
+    for module in ("physics.insertion", "poses.local"):
+        monkeypatch.setattr(f"cryoai.{module}.runs_kernels", lambda device: False)
+    plain = reconstruct(tiny / "particles.star", tmp_path / "plain", config)
+    similarity = np.corrcoef(fused.density.ravel(), plain.density.ravel())[0, 1]
+    assert similarity > 0.9
+
+
 def test_real_ribosome_images_give_a_compact_particle(shared_data: Path, tmp_path: Path) -> None:
     """220 real tilt images of a few ribosomes at their published poses (one is not in the STAR file).
 

@@ -22,14 +22,14 @@ from cryoai.particles.write_simulation import write_simulation
 def test_cache_returns_rows_in_any_order(memory_limit: int, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     rows = (rng.normal(size=(50, 7)) + 1j * rng.normal(size=(50, 7))).astype(np.complex64)
-    cache = CoefficientCache(50, 7, memory_limit, tmp_path / "scratch" / "c.bin")
+    cache = CoefficientCache(50, 7, memory_limit, tmp_path)
     cache.append(rows[:20])
     cache.append(rows[20:])
     for order in (np.arange(50), np.array([3, 4, 5, 40, 2, 2]), rng.permutation(50)):
         np.testing.assert_array_equal(cache.read(order), rows[order])
-    assert (tmp_path / "scratch" / "c.bin").exists() == (memory_limit == 0)
+        np.testing.assert_array_equal(cache.read(order, 3), rows[order, :3])
     cache.close()
-    assert not (tmp_path / "scratch" / "c.bin").exists()
+    assert not list(tmp_path.iterdir())
 
 
 def judged(images: torch.Tensor, invert: str = "auto", stated: int | None = None) -> Judgement:

@@ -62,7 +62,7 @@ def test_doubtful_rows_are_the_worst_and_bounded() -> None:
     quality = torch.cat((torch.linspace(-1, 1, 90), torch.full((10,), -8.0)))
     used = np.arange(100) * 2
     assert doubtful_rows(used, quality, 3.0).tolist() == list(range(180, 200, 2))
-    assert len(doubtful_rows(used, -torch.arange(100.0) ** 3, 0.0)) <= 30
+    assert len(doubtful_rows(used, -(torch.arange(100.0) ** 3), 0.0)) <= 30
 
 
 def test_near_symmetry_of_a_threefold_with_one_odd_arm() -> None:

@@ -53,11 +53,11 @@ class ConsoleProgress(Progress):
 
     def say(self, message: str) -> None:
         """Print a finding."""
-        self._console.print(f"  {message}", style="cyan", highlight=False)
+        self._console.print(f"  {message}", style="cyan", highlight=False, markup=False)
 
     def warn(self, message: str) -> None:
         """Print a warning."""
-        self._console.print(f"  Warning: {message}", style="yellow", highlight=False)
+        self._console.print(f"  Warning: {message}", style="yellow", highlight=False, markup=False)
 
 
 def make_progress(quiet: bool) -> Progress:

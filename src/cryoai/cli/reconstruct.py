@@ -108,6 +108,7 @@ def write_report_of(result: ReconstructionResult) -> None:
 def print_result(result: ReconstructionResult) -> None:
     """What a user wants to know first."""
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     state = result.state
@@ -121,9 +122,9 @@ def print_result(result: ReconstructionResult) -> None:
     if not result.config.known_poses:
         sure = float((state.confidence[used] > 0.5).float().mean())
         table.add_row("confident poses", f"{100 * sure:.1f} %")
-    table.add_row("map", str(result.folder / "map.mrc"))
-    table.add_row("poses", str(result.folder / "particles.star"))
-    table.add_row("report", str(result.folder / "report.html"))
+    table.add_row("map", escape(str(result.folder / "map.mrc")))
+    table.add_row("poses", escape(str(result.folder / "particles.star")))
+    table.add_row("report", escape(str(result.folder / "report.html")))
     table.add_row("time", f"{sum(result.seconds.values()):.0f} s")
     console = Console()
     console.print(table)

@@ -184,6 +184,13 @@ def _pixel_sizes(facts: _Facts, header_pixel_size: float | None) -> Float[np.nda
 def _ctf(facts: _Facts) -> CtfParameters | None:
     source = facts.source
     count = len(source.particles)
+    for name, what in (
+        ("rlnCtfDataArePhaseFlipped", "phase flipped"),
+        ("rlnCtfDataAreCtfPremultiplied", "multiplied by their CTF"),
+    ):
+        flag = optional_column(source, name)
+        if flag is not None and flag.any():
+            facts.refuse(f"the images are {what} ({name}), which is not modelled", "extract them again without it")
     defocus_u = optional_column(source, "rlnDefocusU")
     if defocus_u is None:
         facts.notes.append("CTF: absent, the images are taken as already corrected")
@@ -219,6 +226,12 @@ def _microscope(facts: _Facts, name: str) -> Float[np.ndarray, " n"]:
         facts.notes.append(f"{note[0].upper()}{note[1:]}")
     elif name == "rlnVoltage" and values.min() <= 0:
         raise InputError("rlnVoltage is not positive", file=facts.source.path)
+    elif name == "rlnAmplitudeContrast" and not 0 <= values.min() <= values.max() < 1:
+        raise InputError(
+            f"rlnAmplitudeContrast must lie between 0 and 1 (it goes to {values.max():g})",
+            file=facts.source.path,
+            advice="divide by 100 if it is in per cent",
+        )
     return _or_constant(values, default, len(facts.source.particles))
 
 

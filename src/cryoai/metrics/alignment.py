@@ -161,7 +161,7 @@ def find_near_symmetries(
     density: Float[Tensor, "box box box"],
     *,
     radius: int = 10,
-    at_least: float = 0.5,
+    at_least: float = 0.75,
     smallest_angle: float = math.radians(25),
     keep: int = 8,
 ) -> list[MapAlignment]:

@@ -122,6 +122,8 @@ def evaluate_reconstruction(
 def match_particles(names: Sequence[str], true_names: Sequence[str]) -> Int[np.ndarray, " n"]:
     """Rows of the true table in the order of the estimated one, matched by image name.
 
+    The true table may hold more particles than were reconstructed.
+
     Images are the same if their index and their stack's file name are (``000012@some/folder/stack.mrcs``);
     folders may differ, unless file names alone are ambiguous.
 
@@ -133,9 +135,9 @@ def match_particles(names: Sequence[str], true_names: Sequence[str]) -> Int[np.n
     Raises
     ------
     InputError
-        The tables do not hold the same images once each.
+        An estimated image is not among the true ones, or occurs twice.
     """
-    if len(names) != len(true_names):
+    if len(names) > len(true_names):
         raise InputError(
             f"{len(names)} particles cannot be matched to {len(true_names)} true ones",
             advice="give poses of the same particles",

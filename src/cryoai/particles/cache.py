@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Complex, Int
+
+from cryoai.errors import CryoAIError
+
+_ROWS_AT_ONCE = 1024
 
 
 class CoefficientCache:
@@ -21,46 +26,60 @@ class CoefficientCache:
     memory_limit
         Bytes to keep in memory; a larger store goes to ``scratch``.
     scratch
-        File to create when needed; removed by `close`.
+        Folder for the file, which has no name there.
     """
 
     def __init__(self, count: int, length: int, memory_limit: int, scratch: Path) -> None:
         self._length = length
         self._row_bytes = 8 * length
         self._memory: np.ndarray | None = None
-        self._path = scratch
         if count * self._row_bytes <= memory_limit:
             self._memory = np.empty((count, length), np.complex64)
         else:
-            scratch.parent.mkdir(parents=True, exist_ok=True)
-            self._file = open(scratch, "w+b", buffering=0)
+            # Unlinked at once: however the process ends, the file's space is given back.
+            self._file = tempfile.TemporaryFile(dir=scratch)
         self._written = 0
 
     def append(self, rows: Complex[np.ndarray, "m n"]) -> None:
-        """Write the next rows."""
+        """Write the next rows.
+
+        Raises
+        ------
+        CryoAIError
+            The disk is full.
+        """
         rows = np.ascontiguousarray(rows, np.complex64)
         if self._memory is not None:
             self._memory[self._written : self._written + len(rows)] = rows
         else:
-            self._file.seek(self._written * self._row_bytes)
-            self._file.write(rows.tobytes())
+            try:
+                self._file.seek(self._written * self._row_bytes)
+                self._file.write(rows.tobytes())
+                self._file.flush()
+            except OSError as error:
+                raise CryoAIError(
+                    f"cannot write the scratch file ({error.strerror}); free some space, raise cache_gib, or "
+                    "give another -o"
+                ) from error
         self._written += len(rows)
 
-    def read(self, rows: Int[np.ndarray, " m"]) -> Complex[np.ndarray, "m n"]:
-        """Rows in any order; runs of consecutive ascending rows are read at once."""
+    def read(self, rows: Int[np.ndarray, " m"], length: int | None = None) -> Complex[np.ndarray, "m k"]:
+        """Rows in any order, cut to ``length`` coefficients; runs of consecutive rows are read at once."""
+        length = self._length if length is None else length
         if self._memory is not None:
-            return self._memory[rows]
-        out = np.empty((len(rows), self._length), np.complex64)
+            return self._memory[rows, :length]
+        out = np.empty((len(rows), length), np.complex64)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks):
-            self._file.seek(int(rows[run[0]]) * self._row_bytes)
-            block = self._file.read(len(run) * self._row_bytes)
-            out[run] = np.frombuffer(block, np.complex64).reshape(len(run), -1)
+            for start in range(0, len(run), _ROWS_AT_ONCE):
+                part = run[start : start + _ROWS_AT_ONCE]
+                self._file.seek(int(rows[part[0]]) * self._row_bytes)
+                block = np.frombuffer(self._file.read(len(part) * self._row_bytes), np.complex64)
+                out[part] = block.reshape(len(part), -1)[:, :length]
         return out
 
     def close(self) -> None:
         """Forget the rows and remove the scratch file."""
         if self._memory is None and not self._file.closed:
             self._file.close()
-            self._path.unlink(missing_ok=True)
         self._memory = None

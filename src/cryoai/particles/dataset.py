@@ -40,6 +40,8 @@ class ParticleData:
         Bytes of coefficients to hold in memory; more go to a file in ``scratch``.
     scratch
         Folder for that file.
+    device
+        Where reconstruction should work; batches stay in the host's memory until they are needed there.
     on_chunk
         Called with the number of images read so far; for progress.
 
@@ -47,6 +49,8 @@ class ParticleData:
     ----------
     disk, pixel_size
         Of the reconstruction.
+    device
+        Where to work.
     judgement
         What the images showed.
     """
@@ -60,14 +64,16 @@ class ParticleData:
         invert_contrast: str = "auto",
         memory_limit: int,
         scratch: Path,
+        device: torch.device | str = "cpu",
         on_chunk: Callable[[int], None] = lambda done: None,
     ) -> None:
         images = ParticleImages(particles)
         self._ctf = particles.ctf
+        self.device = torch.device(device)
         self.disk = make_fourier_disk(box_size, largest_radius(box_size))
         self.pixel_size = pixel_size * images.box_size / box_size
         self._count = len(particles)
-        self._cache = CoefficientCache(self._count, len(self.disk), memory_limit, scratch / "coefficients.bin")
+        self._cache = CoefficientCache(self._count, len(self.disk), memory_limit, scratch)
         self.judgement = self._read_all(images, invert_contrast, particles.contrast_sign, on_chunk)
         self.usable_rows = np.flatnonzero(self.judgement.usable)
 
@@ -103,7 +109,7 @@ class ParticleData:
     def batch(self, rows: Int[np.ndarray, " m"], radius: float | None = None) -> ParticleBatch:
         """Some particles inside a radius (shells; default: all), scaled and with protein positive."""
         disk = self.disk if radius is None else self.disk.prefix(radius)
-        coefficients = self._cache.read(rows)[:, : len(disk)] * self.judgement.scale[rows, None]
+        coefficients = self._cache.read(rows, len(disk)) * self.judgement.scale[rows, None]
         return ParticleBatch(
             torch.from_numpy(np.ascontiguousarray(coefficients)),
             self._ctf_of(rows, disk),

@@ -106,7 +106,8 @@ def _scales(variance: np.ndarray, background_variance: np.ndarray, background: T
 
     Where the background is not noise (noise-free or downscaled images) all images get the same scale.
     """
-    common = 1 / math.sqrt(variance.mean())
+    # The median: one wild image must not set the scale of all others.
+    common = 1 / math.sqrt(np.median(variance))
     if len(variance) < 2 or np.median(background_variance) < _NOISE_DOMINATED * np.median(variance):
         return np.full(len(variance), common)
     log_level = 0.5 * np.log(np.maximum(background_variance, 1e-30))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
-from cryoai.physics.kernels import insert_kernel, run_in_threads, slice_kernel
+from cryoai.physics.kernels import insert_kernel, run_in_threads, runs_kernels, slice_kernel
 from cryoai.physics.slicing import (
     FourierVolume,
     VolumeAccumulator,
@@ -36,16 +36,17 @@ class Inserter:
     padding
         Grid points per shell.
     device
-        Where to accumulate; the CPU uses a fused kernel in several threads.
+        Where to accumulate; particles may be anywhere, and sums come back to the host's memory. The CPU uses a
+        fused kernel in several threads.
     """
 
     def __init__(self, box_size: int, radius: float, padding: int = 2, device: torch.device | str = "cpu") -> None:
         self._zero = make_accumulator(box_size, radius, padding, device)
         self._sum = self._zero
         points = self._zero.weight.numel()
-        self._on_cpu = self._zero.weight.device.type == "cpu"
+        self._fused = runs_kernels(self._zero.weight.device)
         threads = max(1, min(torch.get_num_threads(), _THREAD_GRID_BYTES // (12 * points)))
-        self._grids = [np.zeros((points, 3), np.float32) for _ in range(threads)] if self._on_cpu else []
+        self._grids = [np.zeros((points, 3), np.float32) for _ in range(threads)] if self._fused else []
 
     def add(
         self,
@@ -72,11 +73,14 @@ class Inserter:
             Posterior weight of each pose; default 1.
         """
         if image_of is None:
-            image_of = torch.arange(len(batch), device=rotation.device)
+            image_of = torch.arange(len(batch))
         if weight is None:
-            weight = torch.ones(len(image_of), device=rotation.device)
+            weight = torch.ones(len(image_of))
+        device = self._zero.weight.device
+        batch, noise_power = batch.to(device), noise_power.to(device)
+        rotation, translation, image_of, weight = (t.to(device) for t in (rotation, translation, image_of, weight))
         precision = 1 / noise_power[batch.disk.shell]
-        if self._on_cpu:
+        if self._fused:
             self._add_fused(batch, rotation, translation, precision, image_of, weight)
             return
         ramp = compute_shift(-translation, batch.disk, batch.pixel_size)
@@ -117,19 +121,21 @@ class Inserter:
     def result(self) -> VolumeAccumulator:
         """The sums so far, with the Friedel mates of the plane x = 0 completed."""
         total = self._sum
-        if self._on_cpu:
+        if self._fused:
             grid = torch.from_numpy(np.sum(self._grids, axis=0)).reshape(*total.weight.shape, 3)
             total = VolumeAccumulator(
                 grid[..., :2].contiguous(), grid[..., 2].contiguous(), total.box_size, total.padding
             )
-        return enforce_friedel(total)
+        return enforce_friedel(total).cpu()
 
 
 @torch.no_grad()
 def slice_quickly(volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk) -> Tensor:
-    """`slice_volume` without gradients: (batch, n) complex, by the fused kernel where the volume is on the CPU."""
-    if volume.device.type != "cpu":
-        return slice_volume(volume, rotation, disk)
+    """`slice_volume` without gradients: (batch, n) complex, in the host's memory; fused on the CPU."""
+    if len(rotation) == 0:
+        return torch.zeros(0, len(disk), dtype=torch.complex64)
+    if not runs_kernels(volume.device):
+        return slice_volume(volume, rotation.to(volume.device), disk.to(volume.device)).cpu()
     out = np.empty((len(rotation), len(disk), 2), np.float32)
     grid = volume.values.reshape(-1, 2).numpy()
     shape = tuple(volume.values.shape[:3])

@@ -20,6 +20,11 @@ import torch
 _JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
+def runs_kernels(device: torch.device) -> bool:
+    """Whether work on a device is done by these kernels; elsewhere the references in plain torch do it."""
+    return device.type == "cpu"
+
+
 def run_in_threads(work: Callable[[int, int, int], None], count: int, threads: int | None = None) -> None:
     """Call ``work(start, stop, thread)`` on consecutive ranges that cover ``count`` items."""
     threads = max(1, min(threads or torch.get_num_threads(), count))

@@ -42,6 +42,10 @@ class FourierVolume:
         """Where the values are."""
         return self.values.device
 
+    def to(self, device: torch.device | str) -> FourierVolume:
+        """The same volume on another device."""
+        return FourierVolume(self.values.to(device), self.box_size, self.padding)
+
 
 @dataclass(frozen=True, eq=False)
 class VolumeAccumulator:
@@ -66,6 +70,10 @@ class VolumeAccumulator:
         return VolumeAccumulator(
             self.numerator + other.numerator, self.weight + other.weight, self.box_size, self.padding
         )
+
+    def cpu(self) -> VolumeAccumulator:
+        """The same sums in the host's memory."""
+        return VolumeAccumulator(self.numerator.cpu(), self.weight.cpu(), self.box_size, self.padding)
 
     def scaled(self, factor: float) -> VolumeAccumulator:
         """Both sums times a number."""

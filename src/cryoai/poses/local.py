@@ -10,7 +10,7 @@ Levenberg-Marquardt in plain torch, for any device and for the tests.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -19,13 +19,15 @@ from torch import Tensor
 
 from cryoai.geometry.rotations import rotation_from_vector
 from cryoai.physics.image_formation import form_images
-from cryoai.physics.kernels import refine_kernel, run_in_threads, score_kernel
+from cryoai.physics.kernels import refine_kernel, run_in_threads, runs_kernels, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
 from cryoai.tensors import ParticleBatch
 
 MAX_STEP_RADIANS = 0.2
 MAX_STEP_BOX_LENGTHS = 0.03
+# The references keep about a hundred numbers per coefficient while they work.
+_COEFFICIENTS_AT_ONCE = 2**22
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,14 +90,18 @@ def score_poses(
         m poses; Å.
     image_of
         Which particle each pose belongs to; default: one pose per particle.
+
+    Returns
+    -------
+    Float[Tensor, "m"]
+        In the host's memory, wherever the volume is.
     """
     if image_of is None:
-        image_of = torch.arange(len(batch), device=rotation.device)
+        image_of = torch.arange(len(batch))
+    if not runs_kernels(volume.device):
+        parts = _parts_on_device(batch, volume, noise_power, rotation, translation, image_of)
+        return torch.cat([_score_reference(volume, *part) for part in parts])
     precision = 1 / noise_power[batch.disk.shell]
-    if volume.device.type != "cpu":
-        model = form_images(volume, rotation, translation, batch.ctf[image_of], batch.disk, batch.pixel_size)
-        residual = model - batch.images[image_of]
-        return ((residual.real**2 + residual.imag**2) * precision).sum(1)
     out = np.empty(len(rotation))
     arguments = _kernel_arguments(batch, volume, precision, rotation, translation, image_of)
 
@@ -117,12 +123,13 @@ def refine_poses(
 ) -> RefinedPoses:
     """Local maximum-likelihood poses: Levenberg-Marquardt over three rotation and two translation parameters.
 
-    Parameters are as in `score_poses`; a step that raises the cost is not taken.
+    Parameters are as in `score_poses`; a step that raises the cost is not taken. The result is in the host's
+    memory.
     """
     if image_of is None:
-        image_of = torch.arange(len(batch), device=rotation.device)
-    if volume.device.type != "cpu":
-        return refine_poses_reference(batch, volume, noise_power, rotation, translation, image_of, iterations)
+        image_of = torch.arange(len(batch))
+    if not runs_kernels(volume.device):
+        return _refine_in_parts(batch, volume, noise_power, rotation, translation, image_of, iterations)
     precision = 1 / noise_power[batch.disk.shell]
     rotations = rotation.double().contiguous().clone()
     shifts = (translation.double() / batch.box_length).contiguous().clone()
@@ -145,6 +152,38 @@ def refine_poses(
         rotations.to(rotation.dtype), (shifts * batch.box_length).to(translation.dtype),
         torch.from_numpy(costs), hessian,
     )  # fmt: skip
+
+
+def _parts_on_device(batch, volume, noise_power, rotation, translation, image_of):
+    """The arguments of a reference, a bounded number of coefficients at a time, where the volume is."""
+    device = volume.device
+    batch, noise_power = batch.to(device), noise_power.to(device)
+    size = max(1, _COEFFICIENTS_AT_ONCE // len(batch.disk))
+    for part in zip(rotation.split(size), translation.split(size), image_of.split(size), strict=True):
+        yield batch, noise_power, *(t.to(device) for t in part)
+
+
+def _score_reference(volume, batch, noise_power, rotation, translation, image_of):
+    model = form_images(volume, rotation, translation, batch.ctf[image_of], batch.disk, batch.pixel_size)
+    residual = model - batch.images[image_of]
+    precision = 1 / noise_power[batch.disk.shell]
+    return ((residual.real**2 + residual.imag**2) * precision).sum(1).double().cpu()
+
+
+def _refine_in_parts(
+    batch,
+    volume,
+    noise_power,
+    rotation,
+    translation,
+    image_of,
+    iterations,
+):
+    parts = _parts_on_device(batch, volume, noise_power, rotation, translation, image_of)
+    found = [refine_poses_reference(b, volume, s, r, t, i, iterations) for b, s, r, t, i in parts]
+    return RefinedPoses(
+        *(torch.cat([getattr(f, field.name) for f in found]).cpu() for field in fields(RefinedPoses))
+    )
 
 
 def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):

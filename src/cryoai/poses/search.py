@@ -90,9 +90,16 @@ def search_poses(
         Rotations and translations (Å).
     keep
         Hypotheses per image.
+
+    Returns
+    -------
+    PoseHypotheses
+        Best first; in the host's memory, wherever the volume is.
     """
+    batch, noise_power = batch.to(volume.device), noise_power.to(volume.device)
+    grid = SearchGrid(grid.rotation.to(volume.device), grid.translation.to(volume.device))
     whitening = noise_power[batch.disk.shell].rsqrt()
-    slices = slice_quickly(volume, grid.rotation, batch.disk) * whitening
+    slices = slice_quickly(volume, grid.rotation, batch.disk).to(volume.device) * whitening
     rotations, n = slices.shape
     matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).bfloat16().T.contiguous()
     power = (slices.real**2 + slices.imag**2).bfloat16().T
@@ -116,4 +123,5 @@ def search_poses(
     translation = grid.translation[torch.cat([t for _, t in found])]
     image_of = torch.arange(len(batch), device=rotation.device).repeat_interleave(keep)
     cost = score_poses(batch, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of)
-    return PoseHypotheses(rotation, translation, -cost.float().view(len(batch), keep)).sorted()
+    log_weight = -cost.float().view(len(batch), keep)
+    return PoseHypotheses(rotation.cpu(), translation.cpu(), log_weight).sorted()

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 
 from cryoai.geometry.fourier import resample
 from cryoai.metrics.alignment import align_maps
@@ -62,14 +63,15 @@ def run_start(
     settings: BootstrapSettings,
     seed: int,
     on_step: Callable[[int], None],
+    device: torch.device | str = "cpu",
 ) -> BootstrapResult:
     """One bootstrap, judged on the held-out images."""
-    result = run_bootstrap(train, settings, seed, on_step)
+    result = run_bootstrap(train, settings, seed, on_step, device)
     # All starts are judged with the same noise spectrum and the same grid.
     noise_power = estimate_shell_power(held_out.images, held_out.disk).clamp(min=1e-12)
     step = translation_step(settings.last_radius, held_out.box_length)
     grid = make_search_grid(settings.rotations, settings.max_shift, step)
-    found = search_poses(held_out, result.volume, noise_power, grid, keep=4)
+    found = search_poses(held_out, result.volume.to(device), noise_power, grid, keep=4)
     nothing = ((held_out.images.abs() ** 2) / noise_power[held_out.disk.shell]).sum(1)
     likelihood = float((found.log_weight[:, 0] + nothing).mean())
     return BootstrapResult(result.volume, result.noise_power, likelihood, seed)

@@ -89,6 +89,7 @@ def run_bootstrap(
     settings: BootstrapSettings,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
+    device: torch.device | str = "cpu",
 ) -> BootstrapResult:
     """One start from random poses.
 
@@ -102,12 +103,14 @@ def run_bootstrap(
         Of everything random.
     on_step
         Called after each step with its number from 1; for progress.
+    device
+        Where to search and to insert.
     """
     generator = torch.Generator().manual_seed(seed)
     batch = batch.prefix(settings.last_radius)
     noise_power = estimate_shell_power(batch.images[:2000], batch.disk).clamp(min=1e-12)
     order = torch.randperm(len(batch), generator=generator)
-    total = _insert_random_poses(batch[order[: 4 * settings.batch_size]], noise_power, generator)
+    total = _insert_random_poses(batch[order[: 4 * settings.batch_size]], noise_power, generator, device)
     next_image = 0
     for step in range(settings.steps):
         if next_image + settings.batch_size > len(batch):
@@ -116,7 +119,7 @@ def run_bootstrap(
         next_image += settings.batch_size
         progress = min(1.0, step / max(1.0, settings.march * settings.steps))
         radius = settings.first_radius + (settings.last_radius - settings.first_radius) * progress
-        volume = regularised_volume(total, radius)
+        volume = regularised_volume(total, radius).to(device)
         new, noise_power = _step(batch[rows], volume, noise_power, radius, settings, generator)
         total = total.scaled(1 - settings.learning_rate) + new.scaled(settings.learning_rate)
         on_step(step + 1)
@@ -141,14 +144,15 @@ def shell_mean(values: Tensor, shell: Tensor) -> Tensor:
 
 
 def _insert_random_poses(
-    batch: ParticleBatch, noise_power: Tensor, generator: torch.Generator
+    batch: ParticleBatch, noise_power: Tensor, generator: torch.Generator, device: torch.device | str
 ) -> VolumeAccumulator:
-    inserter = Inserter(
-        batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, batch.images.device
-    )
-    rotation = random_rotations(len(batch), generator).to(batch.images.device)
-    inserter.add(batch, rotation, torch.zeros(len(batch), 2, device=batch.images.device), noise_power)
+    inserter = _make_inserter(batch, device)
+    inserter.add(batch, random_rotations(len(batch), generator), torch.zeros(len(batch), 2), noise_power)
     return inserter.result()
+
+
+def _make_inserter(batch: ParticleBatch, device: torch.device | str) -> Inserter:
+    return Inserter(batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, device)
 
 
 def _step(
@@ -167,10 +171,8 @@ def _step(
     found = search_poses(inside, volume, noise_power, grid, settings.keep)
     weight = found.posterior()
     kept = weight > _NEGLIGIBLE_WEIGHT
-    image_of = torch.arange(len(batch), device=weight.device)[:, None].expand_as(weight)[kept]
-    inserter = Inserter(
-        batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, batch.images.device
-    )
+    image_of = torch.arange(len(batch))[:, None].expand_as(weight)[kept]
+    inserter = _make_inserter(batch, volume.device)
     inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
     return inserter.result(), _update_noise(
         inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -50,15 +51,14 @@ class Checkpoint:
         if not isinstance(saved, dict) or saved.get("format") != FORMAT:
             raise InputError("the checkpoint is of another version of cryoai", file=path, advice=advice)
         if saved["fingerprint"] != self._fingerprint:
-            raise InputError(
-                "the checkpoint belongs to another input or other options",
-                file=path,
-                advice="give the options of the first run, or start again with --overwrite",
-            )
+            raise InputError("the checkpoint belongs to another run", file=path, advice=advice)
         return saved["values"]
 
     def save(self, step: str, values: dict[str, Any]) -> None:
         """Save a finished step: tensors, numbers, strings, and lists or dicts of them."""
         self._folder.mkdir(parents=True, exist_ok=True)
+        # Through memory: torch's own writer turns a full disk into an error that does not say so.
+        buffer = io.BytesIO()
+        torch.save({"format": FORMAT, "fingerprint": self._fingerprint, "values": values}, buffer)
         with atomic_path(self._folder / f"{step}.pt") as path:
-            torch.save({"format": FORMAT, "fingerprint": self._fingerprint, "values": values}, path)
+            path.write_bytes(buffer.getbuffer())

@@ -75,7 +75,7 @@ class ReconstructConfig(BaseModel):
     """Take the images as not modulated by a CTF."""
     seeds: int = Field(default=3, ge=1, le=50)
     """Independent starts of the bootstrap."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**31)
     """Everything random follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""

@@ -88,7 +88,6 @@ def make_half_maps(
     radius: float,
     voxel_size: float,
     diameter: float | None,
-    solvent_mask: bool = True,
 ) -> HalfMaps:
     """Reconstruct both halves, find the mask, and compare them.
 
@@ -102,16 +101,14 @@ def make_half_maps(
         Å.
     diameter
         px of the particle, if known.
-    solvent_mask
-        False for a plain sphere, for maps too poor to show their own border.
     """
     unfiltered = (_unfiltered(accumulators[0], radius), _unfiltered(accumulators[1], radius))
     box = accumulators[0].box_size
-    mask = make_sphere_mask(box, (box - 8) if diameter is None else min(diameter, box - 8))
+    largest = max(box // 2, box - 8)
+    mask = make_sphere_mask(box, largest if diameter is None else min(diameter, largest))
     mask = mask.to(unfiltered[0].device)
-    if solvent_mask:
-        first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(unfiltered[0], unfiltered[1], mask), radius)
-        mask = make_solvent_mask(first.wiener_map(), diameter, filter_radius=min(radius, box / 6))
+    first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(unfiltered[0], unfiltered[1], mask), radius)
+    mask = make_solvent_mask(first.wiener_map(), diameter)
     fsc = compute_fsc(unfiltered[0], unfiltered[1], mask, voxel_size=voxel_size)
     return HalfMaps(accumulators, unfiltered, mask, fsc, radius)
 

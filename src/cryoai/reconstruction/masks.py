@@ -15,9 +15,9 @@ from cryoai.geometry.fourier import fft3, ifft3, radial_distance
 
 # Components smaller than this share of the largest are noise, not parts of the particle.
 _SMALLEST_COMPONENT = 0.1
-# A voxel belongs to the particle above this share of the map's high values, and this many standard deviations of
-# the solvent.
-_RELATIVE_THRESHOLD = 0.15
+# A voxel belongs to the particle where the local power exceeds this share of its high values, and the solvent's by
+# this many standard deviations.
+_RELATIVE_THRESHOLD = 0.02
 _SOLVENT_SIGMAS = 4.0
 
 
@@ -39,36 +39,37 @@ def lowpass(density: Float[Tensor, "box box box"], radius: float) -> Float[Tenso
 def make_solvent_mask(
     density: Float[Tensor, "box box box"],
     diameter: float | None = None,
-    filter_radius: float = 10.0,
-    extend: float = 2.0,
+    filter_radius: float = 8.0,
+    extend: float = 1.0,
     edge: float = 4.0,
 ) -> Float[Tensor, "box box box"]:
     """A soft mask around the density of a map.
 
-    The map is low-pass filtered and cut at a threshold set by the solvent's fluctuations and the map's high
-    values; the large connected components are kept, filled, grown and given a cosine edge.
+    The local power of the map (its square, low-pass filtered) is cut at a threshold set by the solvent and by its
+    high values; the large connected components are kept, filled, grown and given a cosine edge. Power rather than
+    density, so that the negative fringes of a map without low frequencies belong to the particle too.
 
     Parameters
     ----------
     density
-        Protein positive.
+        Filtered, but not masked tightly.
     diameter
         px; nothing outside this sphere is kept (default: the inscribed sphere).
     filter_radius
-        Shells of the low-pass filter.
+        Shells of the low-pass filter on the power.
     extend, edge
         px by which the mask is grown, and the width of its edge.
     """
     box = density.shape[-1]
     distance = radial_distance(box, 3).numpy()
     radius = (box - 2) / 2 if diameter is None else min(diameter, box - 2) / 2
-    smooth = lowpass(density, filter_radius).cpu().numpy()
+    power = lowpass(density**2, filter_radius).cpu().numpy()
     inside = distance <= radius
-    solvent = smooth[distance > 0.9 * radius]
+    solvent = power[distance > 0.9 * radius]
     centre, spread = np.median(solvent), 1.4826 * np.median(np.abs(solvent - np.median(solvent)))
-    high = np.percentile(smooth[inside], 99.5) - centre
-    threshold = centre + min(max(_SOLVENT_SIGMAS * spread, _RELATIVE_THRESHOLD * high), 0.5 * high)
-    core = _large_components((smooth > threshold) & inside)
+    high = np.percentile(power[inside], 99.5)
+    threshold = min(max(centre + _SOLVENT_SIGMAS * spread, _RELATIVE_THRESHOLD * high), 0.5 * high)
+    core = _large_components((power > threshold) & inside)
     if not core.any():
         return make_sphere_mask(box, 2 * radius - 4)
     filled = np.asarray(ndimage.binary_fill_holes(core))

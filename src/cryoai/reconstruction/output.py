@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from cryoai.reconstruction.pipeline import ReconstructionResult
 
 
+OUTPUTS = (
+    "map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "metrics.jsonl",
+    "report.html", "config.yaml",
+)  # fmt: skip
+"""The files of a finished run."""
+
+
 def write_outputs(result: ReconstructionResult) -> None:
     """Write maps, particles, FSC and metrics into the run's folder."""
     folder = result.folder
@@ -36,18 +43,25 @@ def write_outputs(result: ReconstructionResult) -> None:
 def write_poses(result: ReconstructionResult, path: Path) -> None:
     """The input's rows with the poses found, half-sets, confidence and standard deviations.
 
-    Particles that were left out keep pose zero and confidence 0. Their half-set is 1, since RELION knows no
-    other; the confidence tells them apart.
+    Particles that were left out keep the input's pose and half-set (0 and 1 where there are none); their
+    confidence is 0.
     """
     state = result.state
     left_out = state.half < 0
-    pose = Pose(state.rotation.double().numpy(), state.translation.double().numpy())
+    rotation, translation = state.rotation.double().numpy(), state.translation.double().numpy()
+    given = result.particles.pose
+    if given is not None:
+        rotation = np.where(left_out[:, None, None], given.rotation, rotation)
+        translation = np.where(left_out[:, None], given.translation, translation)
+    pose = Pose(rotation, translation)
     extra: dict[str, Float[np.ndarray, " n"]] = {
         "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
         "cryoaiRotationStdDeg": _finite(np.degrees(state.rotation_std.double().numpy())),
         "cryoaiTranslationStdAngst": _finite(state.translation_std.double().numpy()),
     }
-    subset = np.where(left_out, 1, state.half + 1)
+    unknown = np.ones(len(left_out), int)
+    kept = unknown if result.particles.random_subset is None else result.particles.random_subset
+    subset = np.where(left_out, kept, state.half + 1)
     write_particles_star(path, result.particles, pose, extra, random_subset=subset)
 
 

@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import shutil
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jaxtyping import Float
 
-from cryoai.errors import CryoAIError, InputError
-from cryoai.io import read_particles, write_text_atomic
+from cryoai.errors import InputError
+from cryoai.io import read_particles
 from cryoai.metrics.fsc import CorrectedFsc, phase_randomised_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
@@ -38,11 +33,9 @@ from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
     RefinementState,
+    reconstruct_halves,
     start_refinement,
     update_noise,
-)
-from cryoai.reconstruction.refine import (
-    reconstruct as make_halves,
 )
 from cryoai.reconstruction.refinement_loop import (
     RoundSummary,
@@ -53,10 +46,12 @@ from cryoai.reconstruction.refinement_loop import (
     state_from_dict,
     state_to_dict,
 )
+from cryoai.reconstruction.run_folder import prepare_folder
 from cryoai.types import ParticleSet
 
 LARGEST_DEFAULT_BOX = 128
 _FEWEST_PARTICLES = 50
+_SMALLEST_BOX = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,8 +145,10 @@ def reconstruct(
     _check_method(config)
     if not isinstance(particles, ParticleSet):
         particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+    for note in particles.notes:
+        progress.say(note)
     particles = _check_particles(particles, config)
-    checkpoint = _prepare_folder(output, particles, config, resume=resume, overwrite=overwrite)
+    checkpoint = prepare_folder(output, particles, config, resume=resume, overwrite=overwrite)
     run = _Run(particles, output, config, checkpoint, progress)
     try:
         return run.execute()
@@ -177,6 +174,10 @@ class _Run:
         self.rounds: list[RoundSummary] = []
         self._clock = time.perf_counter()
         self.data = self._read()
+
+    @property
+    def _has_poses(self) -> bool:
+        return self.config.known_poses or self.config.refine.start_from_input_poses
 
     def close(self) -> None:
         self.data.close()
@@ -211,16 +212,11 @@ class _Run:
         particles, config = self.particles, self.config
         assert particles.pixel_size is not None and particles.box_size is not None
         box = config.box_size or min(particles.box_size, LARGEST_DEFAULT_BOX)
-        if box > particles.box_size:
-            raise InputError(
-                f"--box-size {box} is larger than the images ({particles.box_size} px)",
-                advice="give at most the images' box",
-            )
         with self.progress.step("Reading and judging the images", len(particles)) as done:
             data = ParticleData(
                 particles, particles.pixel_size, box,
-                invert_contrast=config.invert_contrast,
-                memory_limit=int(config.cache_gib * 2**30), scratch=self.output / ".scratch", on_chunk=done,
+                invert_contrast=config.invert_contrast, device=_choose_device(config),
+                memory_limit=int(config.cache_gib * 2**30), scratch=self.output, on_chunk=done,
             )  # fmt: skip
         self._judge(data)
         self._lap("reading")
@@ -235,11 +231,19 @@ class _Run:
                 f"{len(bad)} of {len(data)} images are constant or not finite and are left out "
                 f"(particles {shown}); they keep their rows with confidence 0"
             )
-        if len(data.usable_rows) < 2:
-            raise InputError("no usable images are left", file=self.particles.source.path)
+        fewest = 2 if self._has_poses else _FEWEST_PARTICLES
+        if len(data.usable_rows) < fewest:
+            raise InputError(
+                f"{len(data.usable_rows)} usable images are left, {fewest} are needed",
+                file=self.particles.source.path,
+            )
         if judgement.contrast < 0:
             self.progress.say("Protein is black in these images: their contrast is inverted")
-        elif not judgement.contrast_is_sure and self.config.invert_contrast == "auto":
+        elif (
+            not judgement.contrast_is_sure
+            and self.config.invert_contrast == "auto"
+            and self.particles.contrast_sign is None
+        ):
             self._warn(
                 "whether protein is white or black could not be told from the images; white is assumed "
                 "(--invert-contrast yes if the map comes out inside out)"
@@ -251,8 +255,19 @@ class _Run:
         assert pose is not None
         start = start_refinement(self.data, self._first_noise(), self.config.seed)
         half = start.half
-        if self.particles.random_subset is not None:
-            half = np.where(self.data.judgement.usable, self.particles.random_subset - 1, -1)
+        subset = self.particles.random_subset
+        if subset is None:
+            self._warn(
+                "the input has poses but no half-sets: its poses may come from one common map, and the resolution "
+                "is then too good"
+            )
+        elif min(np.sum(self.data.judgement.usable & (subset == k)) for k in (1, 2)) < 2:
+            self._warn(
+                "the input's half-sets leave one half empty; a random split is used, and the resolution "
+                "may be too good"
+            )
+        else:
+            half = np.where(self.data.judgement.usable, subset - 1, -1)
         return replace(
             start,
             rotation=torch.from_numpy(pose.rotation.astype(np.float32)),
@@ -264,8 +279,11 @@ class _Run:
         """The noise spectrum that belongs to fixed poses."""
         full = float(self.data.disk.radius[-1].floor())
         with self.progress.step("Noise spectrum", len(state.used)) as done:
-            halves = make_halves(self.data, state, full, None, done)
-        return update_noise(self.data, state, [halves.reference(half) for half in (0, 1)], full)
+            diameter = self.config.particle_diameter
+            diameter = None if diameter is None else diameter / self.data.pixel_size
+            halves = reconstruct_halves(self.data, state, full, diameter, done)
+        references = [halves.reference(half).to(self.data.device) for half in (0, 1)]
+        return update_noise(self.data, state, references, full)
 
     def _first_noise(self) -> torch.Tensor:
         rows = self.data.usable_rows
@@ -288,7 +306,7 @@ class _Run:
                 name = f"Bootstrap, start {number} of {self.config.seeds}"
                 with self.progress.step(name, settings.steps) as done:
                     seed = self.config.seed * 1000 + number
-                    saved = bootstrap_to_dict(run_start(train, held_out, settings, seed, done))
+                    saved = bootstrap_to_dict(run_start(train, held_out, settings, seed, done, self.data.device))
                 self.checkpoint.save(f"bootstrap_{number:02d}", saved)
             starts.append(bootstrap_from_dict(saved))
         result = choose_best(starts, radius)
@@ -362,17 +380,23 @@ def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
 
 
 def _check_method(config: ReconstructConfig) -> None:
-    if config.method != "search" and not config.known_poses:
+    if config.method != "search":
         raise InputError(f"--method {config.method} is not in this version", advice="use --method search")
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
+
+
+def _choose_device(config: ReconstructConfig) -> str:
+    if config.device != "auto":
+        return config.device
+    return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> ParticleSet:
     """Refuse what can't be reconstructed, before anything is computed."""
     file = particles.source.path
     if config.pixel_size is not None:
-        particles = replace(particles, pixel_size=config.pixel_size)
+        particles = _with_pixel_size(particles, config.pixel_size)
     if particles.pixel_size is None:
         raise InputError("the pixel size is unknown", file=file, advice="give --pixel-size (Å)")
     if particles.ctf is None and not config.no_ctf:
@@ -390,6 +414,7 @@ def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> Parti
     if config.max_particles is not None and config.max_particles < len(particles):
         rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
         particles = particles.select(rows)
+    _check_box(particles, config)
     if len(particles) < _FEWEST_PARTICLES and not needs_poses:
         raise InputError(
             f"{len(particles)} particles are too few to find poses from nothing",
@@ -399,40 +424,28 @@ def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> Parti
     return particles
 
 
-def _prepare_folder(
-    output: Path, particles: ParticleSet, config: ReconstructConfig, *, resume: bool, overwrite: bool
-) -> Checkpoint:
-    """Make the output folder, or refuse one that holds another run."""
-    if resume and overwrite:
-        raise InputError("--resume and --overwrite exclude each other")
-    checkpoint = Checkpoint(output / "checkpoint", _fingerprint(particles, config))
-    if output.exists() and not output.is_dir():
-        raise InputError("is a file, not a folder", file=output, advice="give another -o")
-    used = output.exists() and any(output.iterdir())
-    if used and not (resume or overwrite):
+def _with_pixel_size(particles: ParticleSet, pixel_size: float) -> ParticleSet:
+    """The particles as if their file had said ``pixel_size``."""
+    source, pose = particles.source, particles.pose
+    optics = source.optics
+    if optics is not None:
+        optics = optics.assign(rlnImagePixelSize=pixel_size)
+    if pose is not None and particles.pixel_size and "rlnOriginX" in source.particles:
+        # RELION 3.0's origins are in px, and were turned to Å with the size the file says.
+        pose = replace(pose, translation=pose.translation * (pixel_size / particles.pixel_size))
+    return replace(particles, pixel_size=pixel_size, pose=pose, source=replace(source, optics=optics))
+
+
+def _check_box(particles: ParticleSet, config: ReconstructConfig) -> None:
+    box = particles.box_size
+    if box is None or box < _SMALLEST_BOX:
         raise InputError(
-            "already holds files of another run",
-            file=output,
-            advice="go on with --resume, replace it with --overwrite, or give another -o",
+            f"images of {box} px are too small",
+            file=particles.source.path,
+            advice=f"give at least {_SMALLEST_BOX} px",
         )
-    if used and overwrite:
-        shutil.rmtree(output / "checkpoint", ignore_errors=True)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise CryoAIError(f"cannot create {output}: {error.strerror}") from error
-    write_text_atomic(output / "config.yaml", yaml.safe_dump(config.model_dump(), sort_keys=False))
-    return checkpoint
-
-
-def _fingerprint(particles: ParticleSet, config: ReconstructConfig) -> str:
-    """What the result depends on: the options, the particles, and the files that hold them."""
-    options: dict[str, Any] = config.model_dump(exclude={"device", "cache_gib", "invert_hand"})
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
-    for path in particles.stack_paths:
-        digest.update(f"{path}:{path.stat().st_size}".encode())
-    for array in (particles.stack_index, particles.image_index):
-        digest.update(np.ascontiguousarray(array).tobytes())
-    if particles.ctf is not None:
-        digest.update(np.ascontiguousarray(particles.ctf.defocus_u_angstrom).tobytes())
-    return digest.hexdigest()
+    if config.box_size is not None and config.box_size > box:
+        raise InputError(
+            f"--box-size {config.box_size} is larger than the images ({box} px)",
+            advice="give at most the images' box",
+        )

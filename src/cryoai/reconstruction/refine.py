@@ -1,6 +1,8 @@
 """Gold-standard refinement: poses against half-maps, half-maps from poses, until their agreement stops growing.
 
-The two halves share nothing but the bootstrap's low-resolution map.
+No particle of one half is ever compared with a map that holds particles of the other, once the bootstrap's
+low-resolution map has given the first poses. What the halves share are a few numbers: the noise spectrum, the
+mask, the FSC that filters their references, and the list of near-symmetries.
 """
 
 from __future__ import annotations
@@ -84,7 +86,7 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
     )  # fmt: skip
 
 
-def reconstruct(
+def reconstruct_halves(
     data: ParticleData,
     state: RefinementState,
     radius: float,
@@ -104,12 +106,14 @@ def reconstruct(
     on_chunk
         Called with the particles done so far.
     """
-    inserters = [Inserter(data.disk.box_size, radius) for _ in (0, 1)]
+    inserters = [Inserter(data.disk.box_size, radius, device=data.device) for _ in (0, 1)]
     used = state.used
     done = 0
     for rows, batch in data.batches(used, _CHUNK, radius):
         for half, inserter in enumerate(inserters):
             mine = np.flatnonzero(state.half[rows] == half)
+            if len(mine) == 0:
+                continue
             inserter.add(
                 batch, state.rotation[rows[mine]], state.translation[rows[mine]], state.noise_power,
                 torch.from_numpy(mine),
@@ -124,16 +128,17 @@ def update_noise(
     data: ParticleData, state: RefinementState, references: Sequence[FourierVolume], radius: float
 ) -> RefinementState:
     """Noise spectrum from the residuals of some particles; beyond ``radius`` shells the old one is kept."""
-    powers = []
+    shells = data.disk.prefix(radius).shell_count
+    power, count = torch.zeros(shells), 0
     for half, volume in enumerate(references):
         rows = state.rows(half)
-        rows = rows[:: max(1, len(rows) // _NOISE_PARTICLES)]
-        batch = data.batch(rows, radius)
-        model = slice_quickly(volume, state.rotation[rows], batch.disk) * batch.ctf
-        model = model * compute_shift(state.translation[rows], batch.disk, batch.pixel_size)
-        residual = batch.images - model
-        powers.append(batch.disk.mean_per_shell((residual.abs() ** 2).mean(0)))
-    measured = torch.stack(powers).mean(0)
+        for part, batch in data.batches(rows[:: max(1, len(rows) // _NOISE_PARTICLES)], _CHUNK, radius):
+            model = slice_quickly(volume, state.rotation[part], batch.disk) * batch.ctf
+            model = model * compute_shift(state.translation[part], batch.disk, batch.pixel_size)
+            residual = batch.images - model
+            power += batch.disk.mean_per_shell((residual.abs() ** 2).sum(0))
+            count += len(part)
+    measured = power / max(1, count)
     noise = state.noise_power.clone()
     noise[1 : len(measured)] = measured[1:].clamp(min=1e-12)
     return replace(state, noise_power=noise)
@@ -155,6 +160,8 @@ def refine_locally(
     for rows, batch in data.batches(used, _CHUNK, radius):
         for half, volume in enumerate(references):
             mine = np.flatnonzero(state.half[rows] == half)
+            if len(mine) == 0:
+                continue
             at = rows[mine]
             found = refine_poses(
                 batch,
@@ -331,7 +338,7 @@ def try_mates(
     Returns
     -------
     tuple
-        The new state, and each particle's posterior weight of the pose kept among its mates.
+        The new state, and the posterior weight of each particle's new pose among its mates.
     """
     rotation, translation = state.rotation.clone(), state.translation.clone()
     weight = torch.ones(len(data))
@@ -339,6 +346,8 @@ def try_mates(
     for rows, batch in data.batches(used, _CHUNK, radius):
         for half, volume in enumerate(references):
             mine = np.flatnonzero(state.half[rows] == half)
+            if len(mine) == 0:
+                continue
             at = rows[mine]
             poses = [(rotation[at], translation[at])]
             poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
@@ -382,6 +391,8 @@ def score_all(
         precision = 1 / state.noise_power[batch.disk.shell]
         for half, volume in enumerate(references):
             mine = np.flatnonzero(state.half[rows] == half)
+            if len(mine) == 0:
+                continue
             at = rows[mine]
             model = slice_quickly(volume, state.rotation[at], batch.disk) * batch.ctf[mine]
             model = model * compute_shift(state.translation[at], batch.disk, batch.pixel_size)

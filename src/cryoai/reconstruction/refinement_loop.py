@@ -12,7 +12,8 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import largest_radius
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.alignment import MapAlignment, find_near_symmetries
+from cryoai.metrics.alignment import MapAlignment, apply_alignment, find_near_symmetries
+from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
@@ -24,7 +25,7 @@ from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
     GlobalSearch,
     RefinementState,
-    reconstruct,
+    reconstruct_halves,
     refine_locally,
     score_all,
     search_globally,
@@ -42,6 +43,9 @@ _SEARCH_SCHEDULE = {1: (1.5, 1, 0.8), 2: (1.3, 1, 0.8), 3: (2.5, 4, 1.0), 4: (2.
 _LARGEST_SEARCHED_SHARE = 0.3
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
+# A rotation under which the map's FSC with itself falls short of what its noise allows by less than this, on
+# average over at least so many shells, is a true symmetry.
+_TRUE_SYMMETRY_DEFICIT, _SHELLS_FOR_SYMMETRY = 0.03, 8
 # Mates need not be tried again once nearly every particle stays where it is.
 _MATES_SETTLED = 0.005
 _FIRST_POSSIBLE_END = 4
@@ -97,7 +101,7 @@ def assign_all(
         translation_step(radius, box_length),
     )
     search = GlobalSearch(grid, radius, 8, ((radius, 1),))
-    volumes = [start.best.volume] * 2
+    volumes = [start.best.volume.to(data.device)] * 2
     with progress.step("Posing every particle", len(state.used)) as done:
         state, _ = search_globally(data, state, volumes, state.used, search, keep_current=False, on_chunk=done)
     return state
@@ -117,10 +121,10 @@ def refinement_round(
     before = state.rotation[used]
     full = float(data.disk.radius[-1].floor())
     with progress.step(f"{name}: half-maps", len(used)) as done:
-        halves = reconstruct(data, state, full, _diameter_px(config, data), done)
-    references = [halves.reference(half) for half in (0, 1)]
+        halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
+    references = [halves.reference(half).to(data.device) for half in (0, 1)]
     fsc_radius = halves.fsc.crossing(0.143)
-    radius = float(min(full, max(_RADIUS_MARGIN + int(fsc_radius), config.bootstrap.last_radius)))
+    radius = _pose_radius(fsc_radius, full, config)
     state = update_noise(data, state, references, full)
     with progress.step(f"{name}: poses to shell {radius:.0f}", len(used)) as done:
         state = refine_locally(data, state, references, radius, on_chunk=done)
@@ -139,17 +143,18 @@ def finish(
     """The final half-maps, and each particle's confidence and pose standard deviations."""
     full = float(data.disk.radius[-1].floor())
     with progress.step("Final half-maps", len(state.used)) as done:
-        halves = reconstruct(data, state, full, _diameter_px(config, data), done)
-    references = [halves.reference(half) for half in (0, 1)]
-    radius = float(min(full, _RADIUS_MARGIN + int(halves.fsc.crossing(0.143))))
+        halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
+    references = [halves.reference(half).to(data.device) for half in (0, 1)]
+    radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
+    weight = torch.ones(len(data))
+    mates = [] if config.known_poses else _mates(halves)
+    if mates:
+        state, weight = try_mates(data, state, references, mates, radius)
     with progress.step("Confidence and standard deviations", len(state.used)) as done:
         state = refine_locally(data, state, references, radius, iterations=0, on_chunk=done)
     confidence = torch.zeros(len(data))
     confidence[state.used] = estimate_confidence(_quality(data, state, references, radius))
-    mates = _mates(halves)
-    if mates and not config.known_poses:
-        confidence = confidence * _mates_weight(data, state, references, mates, radius)
-    return replace(state, confidence=confidence), halves
+    return replace(state, confidence=confidence * weight), halves
 
 
 def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSummary | None) -> bool:
@@ -185,13 +190,32 @@ def state_from_dict(saved: dict[str, Any]) -> RefinementState:
     return RefinementState(**{**saved, "half": saved["half"].numpy()})
 
 
+def _pose_radius(fsc_radius: float, full: float, config: ReconstructConfig) -> float:
+    """Shells for poses: where the half-maps agree and a little more, the bootstrap's at least."""
+    return float(min(full, max(_RADIUS_MARGIN + int(fsc_radius), config.bootstrap.last_radius)))
+
+
 def _diameter_px(config: ReconstructConfig, data: ParticleData) -> float | None:
     return None if config.particle_diameter is None else config.particle_diameter / data.pixel_size
 
 
 def _mates(halves: HalfMaps) -> list[MapAlignment]:
+    """The map's near-symmetries; true ones are left out, since their mates are the same pose.
+
+    A true symmetry makes the map agree with its turned self as well as the half-maps agree with each other.
+    """
     first, second = halves.unfiltered
-    return find_near_symmetries((first + second) * halves.mask)
+    density = (first + second) * halves.mask
+    shells = max(_SHELLS_FOR_SYMMETRY, int(halves.fsc.crossing(0.5)))
+    attainable = 2 * halves.fsc.correlation / (1 + np.abs(halves.fsc.correlation))
+    found = []
+    for mate in find_near_symmetries(density):
+        turned = apply_alignment(density, mate)
+        alike = compute_fsc(turned, density).correlation
+        deficit = float((attainable - alike)[2:shells].mean())
+        if deficit > _TRUE_SYMMETRY_DEFICIT:
+            found.append(mate)
+    return found
 
 
 def _mates_step(
@@ -211,17 +235,6 @@ def _mates_step(
         state, _ = try_mates(data, state, references, mates, radius, on_chunk=done)
     moved = int((rotation_angle(state.rotation[state.used], before) > 0.2).sum())
     return state, replace(summary, mates=len(mates), mates_moved=moved)
-
-
-def _mates_weight(
-    data: ParticleData,
-    state: RefinementState,
-    references: list[FourierVolume],
-    mates: list[MapAlignment],
-    radius: float,
-) -> Tensor:
-    """Posterior weight of each kept pose among its mates; the poses themselves stay."""
-    return try_mates(data, state, references, mates, radius)[1]
 
 
 def _quality(
@@ -274,4 +287,5 @@ def _make_search(
         translation_step(coarse, box_length),
         torch.Generator().manual_seed(seed),
     )
-    return GlobalSearch(grid, coarse, 32, ((coarse, 8), (radius, 1)))
+    # A finer grid holds more copies of each candidate: as many more must be kept to keep the same variety.
+    return GlobalSearch(grid, coarse, 32 * finer, ((coarse, 8), (radius, 1)))
