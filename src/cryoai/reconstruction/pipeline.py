@@ -27,6 +27,7 @@ from cryoai.reconstruction.ab_initio import (
 )
 from cryoai.reconstruction.bootstrap import BootstrapSettings
 from cryoai.reconstruction.checkpoint import Checkpoint
+from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles, choose_device
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.output import write_outputs
@@ -50,8 +51,6 @@ from cryoai.reconstruction.run_folder import prepare_folder
 from cryoai.types import ParticleSet
 
 LARGEST_DEFAULT_BOX = 128
-_FEWEST_PARTICLES = 50
-_SMALLEST_BOX = 16
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,12 +141,12 @@ def reconstruct(
     config = config or ReconstructConfig()
     progress = progress or Progress()
     output = Path(output)
-    _check_method(config)
+    check_method(config)
     if not isinstance(particles, ParticleSet):
         particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
     for note in particles.notes:
         progress.say(note)
-    particles = _check_particles(particles, config)
+    particles = check_particles(particles, config)
     checkpoint = prepare_folder(output, particles, config, resume=resume, overwrite=overwrite)
     run = _Run(particles, output, config, checkpoint, progress)
     try:
@@ -215,7 +214,7 @@ class _Run:
         with self.progress.step("Reading and judging the images", len(particles)) as done:
             data = ParticleData(
                 particles, particles.pixel_size, box,
-                invert_contrast=config.invert_contrast, device=_choose_device(config),
+                invert_contrast=config.invert_contrast, device=choose_device(config),
                 memory_limit=int(config.cache_gib * 2**30), scratch=self.output, on_chunk=done,
             )  # fmt: skip
         self._judge(data)
@@ -231,7 +230,7 @@ class _Run:
                 f"{len(bad)} of {len(data)} images are constant or not finite and are left out "
                 f"(particles {shown}); they keep their rows with confidence 0"
             )
-        fewest = 2 if self._has_poses else _FEWEST_PARTICLES
+        fewest = 2 if self._has_poses else FEWEST_PARTICLES
         if len(data.usable_rows) < fewest:
             raise InputError(
                 f"{len(data.usable_rows)} usable images are left, {fewest} are needed",
@@ -377,75 +376,3 @@ def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
     density = mirror_volume(torch.from_numpy(result.density)).numpy()
     state = replace(result.state, rotation=reflect @ result.state.rotation @ reflect)
     return replace(result, halves=mirrored, density=density, state=state)
-
-
-def _check_method(config: ReconstructConfig) -> None:
-    if config.method != "search":
-        raise InputError(f"--method {config.method} is not in this version", advice="use --method search")
-    if config.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
-
-
-def _choose_device(config: ReconstructConfig) -> str:
-    if config.device != "auto":
-        return config.device
-    return "cuda" if torch.cuda.is_available() else "cpu"
-
-
-def _check_particles(particles: ParticleSet, config: ReconstructConfig) -> ParticleSet:
-    """Refuse what can't be reconstructed, before anything is computed."""
-    file = particles.source.path
-    if config.pixel_size is not None:
-        particles = _with_pixel_size(particles, config.pixel_size)
-    if particles.pixel_size is None:
-        raise InputError("the pixel size is unknown", file=file, advice="give --pixel-size (Å)")
-    if particles.ctf is None and not config.no_ctf:
-        raise InputError(
-            "there are no CTF columns",
-            file=file,
-            advice="estimate CTFs first, or give --no-ctf if the images are not modulated by one",
-        )
-    if config.no_ctf:
-        particles = replace(particles, ctf=None)
-    needs_poses = config.known_poses or config.refine.start_from_input_poses
-    if needs_poses and particles.pose is None:
-        option = "--known-poses" if config.known_poses else "refine.start_from_input_poses"
-        raise InputError(f"there are no poses for {option}", file=file, advice="leave that option out")
-    if config.max_particles is not None and config.max_particles < len(particles):
-        rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
-        particles = particles.select(rows)
-    _check_box(particles, config)
-    if len(particles) < _FEWEST_PARTICLES and not needs_poses:
-        raise InputError(
-            f"{len(particles)} particles are too few to find poses from nothing",
-            file=file,
-            advice=f"give at least {_FEWEST_PARTICLES}, or --known-poses",
-        )
-    return particles
-
-
-def _with_pixel_size(particles: ParticleSet, pixel_size: float) -> ParticleSet:
-    """The particles as if their file had said ``pixel_size``."""
-    source, pose = particles.source, particles.pose
-    optics = source.optics
-    if optics is not None:
-        optics = optics.assign(rlnImagePixelSize=pixel_size)
-    if pose is not None and particles.pixel_size and "rlnOriginX" in source.particles:
-        # RELION 3.0's origins are in px, and were turned to Å with the size the file says.
-        pose = replace(pose, translation=pose.translation * (pixel_size / particles.pixel_size))
-    return replace(particles, pixel_size=pixel_size, pose=pose, source=replace(source, optics=optics))
-
-
-def _check_box(particles: ParticleSet, config: ReconstructConfig) -> None:
-    box = particles.box_size
-    if box is None or box < _SMALLEST_BOX:
-        raise InputError(
-            f"images of {box} px are too small",
-            file=particles.source.path,
-            advice=f"give at least {_SMALLEST_BOX} px",
-        )
-    if config.box_size is not None and config.box_size > box:
-        raise InputError(
-            f"--box-size {config.box_size} is larger than the images ({box} px)",
-            advice="give at most the images' box",
-        )

@@ -7,31 +7,27 @@ mask, the FSC that filters their references, and the list of near-symmetries.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import pose_standard_deviations, refine_poses
-from cryoai.poses.search import SearchGrid, search_poses
 from cryoai.reconstruction.halfmaps import HalfMaps, make_half_maps
-from cryoai.tensors import ParticleBatch, PoseHypotheses
+from cryoai.tensors import ParticleBatch
 
-_CHUNK = 1000
+CHUNK = 1000
+"""Particles worked on at once."""
 # Particles whose residuals give the noise spectrum of a half.
 _NOISE_PARTICLES = 1500
-# Two refined hypotheses closer than this are the same pose.
-_SAME_POSE_RADIANS = 0.05
 
 OnChunk = Callable[[int], None]
 
@@ -86,6 +82,21 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
     )  # fmt: skip
 
 
+def _chunks_by_half(
+    data: ParticleData, state: RefinementState, radius: float, on_chunk: OnChunk = lambda done: None
+) -> Iterator[tuple[int, Int[np.ndarray, " m"], Tensor, ParticleBatch]]:
+    """All particles, a chunk of one half at a time: the half, their rows, their places in the batch, the batch."""
+    used = state.used
+    done = 0
+    for rows, batch in data.batches(used, CHUNK, radius):
+        for half in (0, 1):
+            mine = np.flatnonzero(state.half[rows] == half)
+            if len(mine):
+                yield half, rows[mine], torch.from_numpy(mine), batch
+        done += len(rows)
+        on_chunk(done)
+
+
 def reconstruct_halves(
     data: ParticleData,
     state: RefinementState,
@@ -107,19 +118,8 @@ def reconstruct_halves(
         Called with the particles done so far.
     """
     inserters = [Inserter(data.disk.box_size, radius, device=data.device) for _ in (0, 1)]
-    used = state.used
-    done = 0
-    for rows, batch in data.batches(used, _CHUNK, radius):
-        for half, inserter in enumerate(inserters):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine) == 0:
-                continue
-            inserter.add(
-                batch, state.rotation[rows[mine]], state.translation[rows[mine]], state.noise_power,
-                torch.from_numpy(mine),
-            )  # fmt: skip
-        done += len(rows)
-        on_chunk(done)
+    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
+        inserters[half].add(batch, state.rotation[at], state.translation[at], state.noise_power, image_of)
     accumulators: tuple[VolumeAccumulator, VolumeAccumulator] = tuple(i.result() for i in inserters)  # type: ignore[assignment]
     return make_half_maps(accumulators, radius, data.pixel_size, diameter)
 
@@ -132,7 +132,7 @@ def update_noise(
     power, count = torch.zeros(shells), 0
     for half, volume in enumerate(references):
         rows = state.rows(half)
-        for part, batch in data.batches(rows[:: max(1, len(rows) // _NOISE_PARTICLES)], _CHUNK, radius):
+        for part, batch in data.batches(rows[:: max(1, len(rows) // _NOISE_PARTICLES)], CHUNK, radius):
             model = slice_quickly(volume, state.rotation[part], batch.disk) * batch.ctf
             model = model * compute_shift(state.translation[part], batch.disk, batch.pixel_size)
             residual = batch.images - model
@@ -155,160 +155,19 @@ def refine_locally(
     """Gauss-Newton on every particle against its own half's map."""
     rotation, translation = state.rotation.clone(), state.translation.clone()
     rotation_std, translation_std = state.rotation_std.clone(), state.translation_std.clone()
-    used = state.used
-    done = 0
-    for rows, batch in data.batches(used, _CHUNK, radius):
-        for half, volume in enumerate(references):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine) == 0:
-                continue
-            at = rows[mine]
-            found = refine_poses(
-                batch,
-                volume,
-                state.noise_power,
-                rotation[at],
-                translation[at],
-                torch.from_numpy(mine),
-                iterations,
-            )
-            rotation[at], translation[at] = found.rotation, found.translation
-            stds = pose_standard_deviations(found.hessian)
-            rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
-        done += len(rows)
-        on_chunk(done)
+    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
+        found = refine_poses(
+            batch, references[half], state.noise_power, rotation[at], translation[at], image_of, iterations
+        )
+        rotation[at], translation[at] = found.rotation, found.translation
+        stds = pose_standard_deviations(found.hessian)
+        rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
     return replace(
         state,
         rotation=rotation,
         translation=translation,
         rotation_std=rotation_std,
         translation_std=translation_std,
-    )
-
-
-@dataclass(frozen=True)
-class GlobalSearch:
-    """How particles are searched globally: a funnel from many poses at low resolution to one at high.
-
-    Attributes
-    ----------
-    grid
-        Rotations and translations.
-    radius
-        Shells at which the grid is scored.
-    keep
-        Grid poses kept per particle.
-    stages
-        (radius, hypotheses) of each round of local refinement; after each, that many of the likeliest distinct
-        hypotheses go on. Radii grow because a pose that is off by δ can only be pulled in by frequencies whose
-        phase δ turns by less than a quarter period.
-    """
-
-    grid: SearchGrid
-    radius: float
-    keep: int
-    stages: tuple[tuple[float, int], ...]
-
-
-def search_globally(
-    data: ParticleData,
-    state: RefinementState,
-    references: Sequence[FourierVolume],
-    rows: Int[np.ndarray, " m"],
-    search: GlobalSearch,
-    keep_current: bool = True,
-    on_chunk: OnChunk = lambda done: None,
-) -> tuple[RefinementState, Bool[np.ndarray, " m"]]:
-    """Search some particles over all poses; the best refined hypothesis wins.
-
-    Parameters
-    ----------
-    data, state
-        Particles and their poses.
-    references
-        One map per half.
-    rows
-        The particles.
-    search
-        The grid and the radii.
-    keep_current
-        Let the current pose compete.
-    on_chunk
-        Called with the particles done so far.
-
-    Returns
-    -------
-    tuple
-        The new state, and which of ``rows`` changed to another pose.
-    """
-    rotation, translation = state.rotation.clone(), state.translation.clone()
-    moved = np.zeros(len(rows), bool)
-    for start in range(0, len(rows), _CHUNK):
-        part = rows[start : start + _CHUNK]
-        batch = data.batch(part, max(search.radius, *(radius for radius, _ in search.stages)))
-        for half, volume in enumerate(references):
-            mine = np.flatnonzero(state.half[part] == half)
-            if len(mine) == 0:
-                continue
-            at = part[mine]
-            current = (state.rotation[at], state.translation[at]) if keep_current else None
-            best_r, best_t = _search_batch(
-                batch[torch.from_numpy(mine)], volume, state.noise_power, search, current
-            )
-            if keep_current:
-                moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
-            rotation[at], translation[at] = best_r, best_t
-        on_chunk(start + len(part))
-    return replace(state, rotation=rotation, translation=translation), moved
-
-
-def _search_batch(
-    batch: ParticleBatch,
-    volume: FourierVolume,
-    noise_power: Tensor,
-    search: GlobalSearch,
-    current: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """The funnel for particles of one half; returns their rotations and translations."""
-    hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
-    for stage, (radius, keep) in enumerate(search.stages):
-        if current is not None and stage == len(search.stages) - 1:
-            hypotheses = _append(hypotheses, *current)
-        hypotheses = _refine_hypotheses(batch.prefix(radius), volume, noise_power, hypotheses)
-        hypotheses = _distinct(hypotheses, keep)
-    return hypotheses.rotation[:, 0], hypotheses.translation[:, 0]
-
-
-def _refine_hypotheses(
-    batch: ParticleBatch, volume: FourierVolume, noise_power: Tensor, hypotheses: PoseHypotheses
-) -> PoseHypotheses:
-    """All hypotheses refined locally, and weighed at this batch's radius."""
-    shape = hypotheses.log_weight.shape
-    image_of = torch.arange(shape[0]).repeat_interleave(shape[1])
-    rotation, translation = hypotheses.rotation.flatten(0, 1), hypotheses.translation.flatten(0, 1)
-    local = refine_poses(batch, volume, noise_power, rotation, translation, image_of, 4)
-    return PoseHypotheses(
-        local.rotation.unflatten(0, shape),
-        local.translation.unflatten(0, shape),
-        -local.cost.float().view(shape),
-    )
-
-
-def _distinct(hypotheses: PoseHypotheses, keep: int) -> PoseHypotheses:
-    """The best hypotheses that are not the same pose as a better one; duplicates fill up if there are too few."""
-    ordered = hypotheses.sorted()
-    trace = torch.einsum("bhij,bkij->bhk", ordered.rotation, ordered.rotation)
-    same = (trace > 1 + 2 * math.cos(_SAME_POSE_RADIANS)).tril(-1).any(2)
-    demoted = ordered.log_weight - torch.where(same, 1e9, 0.0)
-    unique = PoseHypotheses(ordered.rotation, ordered.translation, demoted)
-    return unique.sorted(keep)
-
-
-def _append(hypotheses: PoseHypotheses, rotation: Tensor, translation: Tensor) -> PoseHypotheses:
-    return PoseHypotheses(
-        torch.cat((hypotheses.rotation, rotation[:, None]), 1),
-        torch.cat((hypotheses.translation, translation[:, None]), 1),
-        torch.nn.functional.pad(hypotheses.log_weight, (0, 1)),
     )
 
 
@@ -342,27 +201,17 @@ def try_mates(
     """
     rotation, translation = state.rotation.clone(), state.translation.clone()
     weight = torch.ones(len(data))
-    used, done = state.used, 0
-    for rows, batch in data.batches(used, _CHUNK, radius):
-        for half, volume in enumerate(references):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine) == 0:
-                continue
-            at = rows[mine]
-            poses = [(rotation[at], translation[at])]
-            poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
-            image_of = torch.from_numpy(mine).repeat(len(poses))
-            local = refine_poses(
-                batch, volume, state.noise_power,
-                torch.cat([r for r, _ in poses]), torch.cat([t for _, t in poses]), image_of, 4,
-            )  # fmt: skip
-            cost = local.cost.view(len(poses), len(mine))
-            best = cost.argmin(0)
-            pick = best * len(mine) + torch.arange(len(mine))
-            rotation[at], translation[at] = local.rotation[pick], local.translation[pick]
-            weight[at] = torch.softmax(-cost, 0).amax(0).float()
-        done += len(rows)
-        on_chunk(done)
+    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
+        poses = [(rotation[at], translation[at])]
+        poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
+        local = refine_poses(
+            batch, references[half], state.noise_power,
+            torch.cat([r for r, _ in poses]), torch.cat([t for _, t in poses]), image_of.repeat(len(poses)), 4,
+        )  # fmt: skip
+        cost = local.cost.view(len(poses), len(at))
+        pick = cost.argmin(0) * len(at) + torch.arange(len(at))
+        rotation[at], translation[at] = local.rotation[pick], local.translation[pick]
+        weight[at] = torch.softmax(-cost, 0).amax(0).float()
     return replace(state, rotation=rotation, translation=translation), weight
 
 
@@ -387,17 +236,12 @@ def score_all(
     """
     n = len(data)
     gain, expected = torch.zeros(n), torch.zeros(n)
-    for rows, batch in data.batches(state.used, _CHUNK, radius):
+    for half, at, image_of, batch in _chunks_by_half(data, state, radius):
         precision = 1 / state.noise_power[batch.disk.shell]
-        for half, volume in enumerate(references):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine) == 0:
-                continue
-            at = rows[mine]
-            model = slice_quickly(volume, state.rotation[at], batch.disk) * batch.ctf[mine]
-            model = model * compute_shift(state.translation[at], batch.disk, batch.pixel_size)
-            power = ((model.real**2 + model.imag**2) * precision).sum(1)
-            product = batch.images[mine] * model.conj()
-            expected[at] = power
-            gain[at] = 2 * (product.real * precision).sum(1) - power
+        model = slice_quickly(references[half], state.rotation[at], batch.disk) * batch.ctf[image_of]
+        model = model * compute_shift(state.translation[at], batch.disk, batch.pixel_size)
+        power = ((model.real**2 + model.imag**2) * precision).sum(1)
+        product = batch.images[image_of] * model.conj()
+        expected[at] = power
+        gain[at] = 2 * (product.real * precision).sum(1) - power
     return gain, expected

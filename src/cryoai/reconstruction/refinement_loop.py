@@ -20,15 +20,14 @@ from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.ab_initio import AbInitioResult
 from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
 from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.reconstruction.global_search import GlobalSearch, search_globally
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
-    GlobalSearch,
     RefinementState,
     reconstruct_halves,
     refine_locally,
     score_all,
-    search_globally,
     try_mates,
     update_noise,
 )
