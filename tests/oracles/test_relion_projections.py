@@ -78,7 +78,8 @@ def test_our_ctf_images_are_relions(shared_data):
     folder = shared_data / "golden/relion_project_ctf_24x64"
     particles = read_particles(folder / "relion_proj_batch.star", check_stacks=False)
     pixel_size = particles.pixel_size
-    disk = make_fourier_disk(64)
+    # RELION's projector leaves out what lies beyond the circle of 31 shells.
+    disk = make_fourier_disk(64, 31.0)
     observed = images_to_disk(read_stack(folder / "relion_proj_batch.mrcs"), disk)
     # The stack shows the point mass and not volume.mrc, and was made with --pad 1: a point 17 px from the
     # centre tells the paddings apart (0.9900 with 2).

@@ -41,7 +41,7 @@ def test_disk_holds_each_friedel_pair_once(box):
     found = {(int(x), int(y)) for x, y in zip(disk.kx, disk.ky, strict=True)}
     radius = largest_radius(box)
     ints = range(-radius, radius + 1)
-    wanted = {(x, y) for x in ints for y in ints if 0 < math.hypot(x, y) <= radius}
+    wanted = {(x, y) for x in ints for y in ints if 0 < round(math.hypot(x, y)) <= radius}
     assert len(found) == len(disk)
     assert found | {(-x, -y) for x, y in found} == wanted
     assert not found & {(-x, -y) for x, y in found}

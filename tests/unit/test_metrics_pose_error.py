@@ -113,7 +113,7 @@ def test_match_particles_by_index_and_file_name():
 @pytest.mark.parametrize(
     ("names", "true_names", "message"),
     [
-        (["1@s.mrcs"], ["1@s.mrcs", "2@s.mrcs"], "cannot be matched"),
+        (["1@s.mrcs", "2@s.mrcs"], ["1@s.mrcs"], "cannot be matched"),
         (["1@s.mrcs", "3@s.mrcs"], ["1@s.mrcs", "2@s.mrcs"], "'3@s.mrcs'"),
         (["1@s.mrcs", "1@s.mrcs"], ["1@s.mrcs", "2@s.mrcs"], "more than once"),
     ],

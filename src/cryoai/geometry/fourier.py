@@ -82,10 +82,16 @@ def largest_radius(box_size: int) -> int:
     return (box_size - 1) // 2
 
 
+def full_radius(box_size: int) -> float:
+    """The radius that holds all of the largest usable shell, whose ring reaches half a shell further."""
+    return largest_radius(box_size) + 0.49
+
+
 @lru_cache(maxsize=32)
 def make_fourier_disk(box_size: int, radius: float | None = None) -> FourierDisk:
-    """The disk of a box, out to ``radius`` shells (default: the largest usable one)."""
-    radius = largest_radius(box_size) if radius is None else min(radius, largest_radius(box_size))
+    """The disk of a box, out to ``radius`` shells (default: all of the largest usable one)."""
+    full = full_radius(box_size)
+    radius = full if radius is None else min(radius, full)
     ky = torch.fft.fftfreq(box_size, 1 / box_size, dtype=torch.float64).round()
     kx = torch.fft.rfftfreq(box_size, 1 / box_size, dtype=torch.float64).round()
     ky, kx = torch.meshgrid(ky, kx, indexing="ij")

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from jaxtyping import Int
 
-from cryoai.geometry.fourier import FourierDisk, images_to_disk, largest_radius, make_fourier_disk
+from cryoai.geometry.fourier import FourierDisk, images_to_disk, make_fourier_disk
 from cryoai.particles.cache import CoefficientCache
 from cryoai.particles.judge import Judge, Judgement
 from cryoai.particles.stack import ParticleImages
@@ -70,7 +70,7 @@ class ParticleData:
         images = ParticleImages(particles)
         self._ctf = particles.ctf
         self.device = torch.device(device)
-        self.disk = make_fourier_disk(box_size, largest_radius(box_size))
+        self.disk = make_fourier_disk(box_size)
         self.pixel_size = pixel_size * images.box_size / box_size
         self._count = len(particles)
         self._cache = CoefficientCache(self._count, len(self.disk), memory_limit, scratch)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, ifft3, largest_radius
+from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, full_radius, ifft3
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def volume_from_map(
 ) -> FourierVolume:
     """Transform a map for slicing: gridding-corrected, zero-padded, cut at ``radius`` shells."""
     box = density.shape[-1]
-    radius = largest_radius(box) if radius is None else radius
+    radius = full_radius(box) if radius is None else radius
     corrected = density / gridding_correction(box, padding, density.device)
     transform = fft3(crop_or_pad(corrected, padding * box, (0, 1, 2))) / box
     return FourierVolume(_to_grid(torch.view_as_real(transform), radius, padding), box, padding)

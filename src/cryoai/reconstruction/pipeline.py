@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float
 
 from cryoai.errors import InputError
+from cryoai.geometry.fourier import full_radius
 from cryoai.io import read_particles
 from cryoai.metrics.fsc import CorrectedFsc, phase_randomised_fsc
 from cryoai.particles.dataset import ParticleData
@@ -276,7 +277,7 @@ class _Run:
 
     def _whiten(self, state: RefinementState) -> RefinementState:
         """The noise spectrum that belongs to fixed poses."""
-        full = float(self.data.disk.radius[-1].floor())
+        full = full_radius(self.data.disk.box_size)
         with self.progress.step("Noise spectrum", len(state.used)) as done:
             diameter = self.config.particle_diameter
             diameter = None if diameter is None else diameter / self.data.pixel_size
@@ -291,7 +292,7 @@ class _Run:
 
     def _bootstrap(self) -> AbInitioResult:
         config = self.config.bootstrap
-        radius = float(min(config.last_radius, self.data.disk.radius[-1].floor()))
+        radius = float(min(config.last_radius, full_radius(self.data.disk.box_size)))
         settings = BootstrapSettings(
             steps=config.steps, batch_size=config.batch_size, rotations=config.rotations,
             first_radius=min(config.first_radius, radius), last_radius=radius,

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from cryoai.geometry.fourier import largest_radius
+from cryoai.geometry.fourier import full_radius, largest_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment, apply_alignment, find_near_symmetries
 from cryoai.metrics.fsc import compute_fsc
@@ -118,7 +118,7 @@ def refinement_round(
     name = f"Refinement round {number}"
     used = state.used
     before = state.rotation[used]
-    full = float(data.disk.radius[-1].floor())
+    full = full_radius(data.disk.box_size)
     with progress.step(f"{name}: half-maps", len(used)) as done:
         halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
     references = [halves.reference(half).to(data.device) for half in (0, 1)]
@@ -140,7 +140,7 @@ def finish(
     data: ParticleData, state: RefinementState, config: ReconstructConfig, progress: Progress
 ) -> tuple[RefinementState, HalfMaps]:
     """The final half-maps, and each particle's confidence and pose standard deviations."""
-    full = float(data.disk.radius[-1].floor())
+    full = full_radius(data.disk.box_size)
     with progress.step("Final half-maps", len(state.used)) as done:
         halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
     references = [halves.reference(half).to(data.device) for half in (0, 1)]
