@@ -32,7 +32,7 @@ def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("
         shift_sigma=_SHIFT_SIGMA, output=simulated, overwrite=True,
     )  # fmt: skip
     console.rule("2. Reconstruct, with nothing known but the images and their CTFs")
-    reconstruct(simulated / "particles.star", output=found, overwrite=True)
+    reconstruct(simulated / "particles.star", output=found, seeds=2, overwrite=True)
     console.rule("3. Compare with the truth")
     evaluate(
         map_=found / "map.mrc", true_map=simulated / "true_map.mrc",

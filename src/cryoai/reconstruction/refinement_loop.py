@@ -34,10 +34,16 @@ from cryoai.reconstruction.refine import (
 
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
-# By round: particles whose fit lies this many (robust) standard deviations below the median are searched again,
-# on a grid so many times finer than the first, over this share of the largest translation. Wide searches of the
-# many come first, deep ones of the few that are still doubtful last.
-_SEARCH_SCHEDULE = {1: (1.5, 1, 0.8), 2: (1.3, 1, 0.8), 3: (2.5, 4, 1.0), 4: (2.5, 4, 1.0)}
+# By round: particles whose fit lies this many (robust) standard deviations below the median are searched again, on
+# a grid so many times finer than the first, over this share of the largest translation, at this multiple of the
+# search radius. Wide searches of the many come first; the last one, deep and at higher resolution, finds those whose
+# low frequencies the CTF has weakened.
+_SEARCH_SCHEDULE = {
+    1: (1.5, 1, 0.8, 1.0),
+    2: (1.3, 1, 0.8, 1.0),
+    3: (2.5, 4, 1.0, 1.0),
+    4: (2.5, 4, 0.75, 1.5),
+}
 # Searching again costs a multiple of a refinement round: at most this share of the particles.
 _LARGEST_SEARCHED_SHARE = 0.3
 # A map without near-symmetries in its first rounds will not have any later.
@@ -131,7 +137,7 @@ def refinement_round(
     summary = RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change)))
     if _should_try_mates(state, number, previous):
         state, summary = _mates_step(data, state, references, _mates(halves), radius, summary, progress, name)
-    if number in _SEARCH_SCHEDULE and not _last_search_was_vain(number, previous):
+    if number in _SEARCH_SCHEDULE:
         state, summary = _search_step(data, state, references, radius, summary, config, progress, name)
     return state, summary
 
@@ -171,11 +177,6 @@ def _should_try_mates(state: RefinementState, number: int, previous: RoundSummar
     if number <= _LAST_MATES_ROUND or previous is None:
         return True
     return previous.mates > 0 and previous.mates_moved > _MATES_SETTLED * len(state.used)
-
-
-def _last_search_was_vain(number: int, previous: RoundSummary | None) -> bool:
-    """A deep search that found nothing finds nothing when repeated."""
-    return previous is not None and previous.searched > 0 and previous.moved == 0 and number > 3
 
 
 def state_to_dict(state: RefinementState) -> dict[str, Any]:
@@ -253,11 +254,11 @@ def _search_step(
     progress: Progress,
     name: str,
 ) -> tuple[RefinementState, RoundSummary]:
-    deviations, finer, reach = _SEARCH_SCHEDULE[summary.round]
+    deviations, finer, reach, sharper = _SEARCH_SCHEDULE[summary.round]
     rows = doubtful_rows(state.used, _quality(data, state, references, radius), deviations)
     if len(rows) == 0:
         return state, summary
-    search = _make_search(data, config, radius, finer, reach, config.seed * 1000 + summary.round)
+    search = _make_search(data, config, radius, finer, reach, sharper, seed=config.seed * 1000 + summary.round)
     with progress.step(f"{name}: searching {len(rows):,} doubtful particles again", len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
     return state, replace(summary, searched=len(rows), moved=int(moved.sum()))
@@ -275,10 +276,17 @@ def doubtful_rows(
 
 
 def _make_search(
-    data: ParticleData, config: ReconstructConfig, radius: float, finer: int, reach: float, seed: int
+    data: ParticleData,
+    config: ReconstructConfig,
+    radius: float,
+    finer: int,
+    reach: float,
+    sharper: float,
+    *,
+    seed: int,
 ) -> GlobalSearch:
     refine = config.refine
-    coarse = min(refine.search_radius, radius)
+    coarse = min(sharper * refine.search_radius, radius)
     box_length = data.disk.box_size * data.pixel_size
     grid = make_search_grid(
         finer * refine.search_rotations,
