@@ -36,8 +36,8 @@ from cryoai.reconstruction.refine import (
 _RADIUS_MARGIN = 2
 # By round: particles whose fit lies this many (robust) standard deviations below the median are searched again, on
 # a grid so many times finer than the first, over this share of the largest translation, at this multiple of the
-# search radius. Wide searches of the many come first; the last one, deep and at higher resolution, finds those whose
-# low frequencies the CTF has weakened.
+# search radius. Wide searches of the many come first; the last one, deep and at higher resolution, finds those
+# whose low frequencies the CTF has weakened.
 _SEARCH_SCHEDULE = {
     1: (1.5, 1, 0.8, 1.0),
     2: (1.3, 1, 0.8, 1.0),
