@@ -1,0 +1,43 @@
+"""What explicit volumes share: slices read from a grid, and a random map to start from."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoai.geometry.fourier import FourierDisk, fft3, ifft3, radial_distance
+from cryoai.physics.slicing import FourierVolume, slice_volume
+from cryoai.volumes.abstract import AbstractVolume, full_precision
+
+# Real and imaginary parts of the first slices, in units of the scale: what a `FourierNet` starts with.
+_INITIAL_STD = 1 / 40
+
+
+class AbstractGridVolume(AbstractVolume):
+    """A volume that is read from a grid by trilinear interpolation."""
+
+    @abstractmethod
+    def to_differentiable_volume(self) -> FourierVolume:
+        """The grid that slices are read from, with its gradient; for several readings within one step."""
+
+    def slice(self, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk) -> Complex[Tensor, "batch n"]:
+        """Central slices ``V(R [kx, ky, 0])`` by trilinear interpolation."""
+        self._check(disk)
+        with full_precision(rotation.device):
+            return slice_volume(self.to_differentiable_volume(), rotation.to(self.scale.dtype), disk)
+
+
+def make_random_map(box_size: int, radius: float, generator: torch.Generator) -> Float[Tensor, "box box box"]:
+    """Noise inside a Gaussian ball and inside ``radius`` shells; its slices are small beside one."""
+    distance = radial_distance(box_size, 3)
+    envelope = torch.exp(-0.5 * (distance / (box_size / 6)) ** 2)
+    spectrum = fft3(torch.randn(distance.shape, generator=generator) * envelope)
+    half = spectrum.shape[2]
+    # The grid of all frequencies has the spacing and the centre of the voxels.
+    shells = distance.roll(-(box_size // 2), 2)[:, :, :half]
+    density = ifft3(spectrum * (shells <= radius), box_size)
+    return density * (_INITIAL_STD * math.sqrt(2) * box_size / float(envelope.norm()))

@@ -1,0 +1,60 @@
+"""A ReLU network on Fourier features of the frequency, as in cryoDRGN2."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoai.volumes.abstract import full_precision
+from cryoai.volumes.layers import make_linear
+from cryoai.volumes.network import AbstractNetworkVolume
+
+
+class PositionalMLP(AbstractNetworkVolume):
+    """Sines and cosines along random directions, then residual ReLU layers (cryoDRGN2's decoder).
+
+    Parameters
+    ----------
+    box_size, radius, scale
+        As in `AbstractVolume`.
+    width
+        Neurons of each layer, and features; 256 gives 329 thousand parameters.
+    feature_sigma
+        Spread of the features' frequencies as cryoDRGN counts it: σ/2 radians per shell along each axis.
+    generator
+        Draws the features and the initial weights.
+    """
+
+    frequencies: Tensor
+
+    def __init__(
+        self,
+        box_size: int,
+        radius: float,
+        *,
+        width: int = 256,
+        feature_sigma: float = 0.5,
+        scale: float = 1.0,
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__(box_size, radius, scale)
+        count = width // 2
+        spread = feature_sigma / 2 * (box_size / 2)
+        self.register_buffer("frequencies", spread * torch.randn(count, 3, generator=generator))
+        self.first = make_linear(2 * count, width, 1 / math.sqrt(2 * count), generator)
+        bound = 1 / math.sqrt(width)
+        self.hidden = nn.ModuleList(make_linear(width, width, bound, generator) for _ in range(4))
+        self.last = make_linear(width, 2, bound, generator)
+
+    def evaluate(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, "m 2"]:
+        """Real and imaginary parts, in units of ``scale``, at points from -1 to 1."""
+        with full_precision(points.device):
+            angle = points @ self.frequencies.T
+            features = torch.cat((torch.sin(angle), torch.cos(angle)), 1)
+        features = torch.relu(self.first(features))
+        for layer in self.hidden:
+            features = torch.relu(features + layer(features))
+        return self.last(features).to(points.dtype)
