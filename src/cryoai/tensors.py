@@ -83,6 +83,10 @@ class PoseHypotheses:
     def __len__(self) -> int:
         return len(self.rotation)
 
+    def __getitem__(self, rows: Any) -> PoseHypotheses:
+        """Those of some of the particles."""
+        return PoseHypotheses(self.rotation[rows], self.translation[rows], self.log_weight[rows])
+
     def posterior(self) -> Float[Tensor, "batch h"]:
         """Weights that sum to one over the hypotheses of a particle."""
         return torch.softmax(self.log_weight, dim=1)

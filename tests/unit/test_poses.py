@@ -12,9 +12,20 @@ from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images
 from cryoai.physics.noise import make_shell_noise
 from cryoai.physics.slicing import volume_from_map
-from cryoai.poses.local import pose_standard_deviations, refine_poses, refine_poses_reference
-from cryoai.poses.search import make_search_grid, make_translation_grid, search_poses, translation_step
-from cryoai.tensors import ParticleBatch
+from cryoai.poses.local import (
+    pose_standard_deviations,
+    refine_poses,
+    refine_poses_reference,
+    score_hypotheses,
+)
+from cryoai.poses.search import (
+    make_search_grid,
+    make_translation_grid,
+    search_poses,
+    search_translations,
+    translation_step,
+)
+from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 PIXEL_SIZE = 6.0
 
@@ -55,6 +66,26 @@ def test_search_finds_the_pose_among_many(volume):
     assert torch.equal(found.translation[:, 0], grid.translation[shift])
     assert (found.log_weight.diff(dim=1) <= 0).all()
     torch.testing.assert_close(found.posterior().sum(1), torch.ones(10))
+
+
+def test_translations_of_hypotheses_are_found_on_a_lattice(volume):
+    rotation, translation = random_rotations(6, generator()), 8 * torch.randn(6, 2, generator=generator(1))
+    batch, noise = make_batch(volume, rotation, translation, radius=10)
+    moves = make_translation_grid(12.0, 3.0)
+    wanted = moves[torch.randint(len(moves), (6,), generator=generator(2))]
+    # The right rotation off by one of the moves, and a wrong one.
+    hypotheses = PoseHypotheses(
+        torch.stack((random_rotations(6, generator(3)), rotation), 1),
+        (translation - wanted)[:, None].expand(-1, 2, -1).contiguous(),
+        torch.zeros(6, 2),
+    )
+    found = search_translations(batch, volume, noise, hypotheses, moves)
+    torch.testing.assert_close(found.translation[:, 1], translation, atol=1e-4, rtol=0)
+    assert torch.equal(found.rotation, hypotheses.rotation)
+    assert (found.log_weight[:, 1] > found.log_weight[:, 0]).all()
+    # Log-weights are those of the poses found, up to a constant per image.
+    again = score_hypotheses(batch, volume, noise, found).log_weight
+    torch.testing.assert_close(found.log_weight.diff(dim=1), again.diff(dim=1), atol=1e-2, rtol=1e-3)
 
 
 @pytest.mark.parametrize("refine", [refine_poses, refine_poses_reference])

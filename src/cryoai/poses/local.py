@@ -22,7 +22,7 @@ from cryoai.physics.image_formation import form_images
 from cryoai.physics.kernels import refine_kernel, run_in_threads, runs_kernels, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
-from cryoai.tensors import ParticleBatch
+from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 MAX_STEP_RADIANS = 0.2
 MAX_STEP_BOX_LENGTHS = 0.03
@@ -110,6 +110,23 @@ def score_poses(
 
     run_in_threads(work, len(out))
     return torch.from_numpy(out)
+
+
+def score_hypotheses(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    hypotheses: PoseHypotheses,
+) -> PoseHypotheses:
+    """The same hypotheses, in the same order, weighed by how well the volume explains each particle.
+
+    Parameters are as in `score_poses`; log-weights are minus the costs, whatever they were before.
+    """
+    shape = hypotheses.log_weight.shape
+    image_of = torch.arange(shape[0]).repeat_interleave(shape[1])
+    rotation, translation = (t.flatten(0, 1).contiguous() for t in (hypotheses.rotation, hypotheses.translation))
+    cost = score_poses(batch, volume, noise_power, rotation, translation, image_of)
+    return PoseHypotheses(hypotheses.rotation, hypotheses.translation, -cost.float().view(shape))
 
 
 def refine_poses(

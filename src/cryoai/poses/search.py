@@ -14,11 +14,15 @@ from cryoai.geometry.so3_grid import make_so3_grid
 from cryoai.physics.insertion import slice_quickly
 from cryoai.physics.slicing import FourierVolume
 from cryoai.physics.translation import compute_shift
-from cryoai.poses.local import score_poses
+from cryoai.poses.local import score_hypotheses
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 # The score matrix of one chunk of images should stay in the last-level cache.
 _CHUNK_BYTES = 24 * 2**20
+
+
+# Coefficients of moved images at once, in `search_translations`.
+_MOVED_AT_ONCE = 2**23
 
 
 @dataclass(frozen=True, eq=False)
@@ -121,7 +125,69 @@ def search_poses(
         found.append((rotation_index, product.gather(2, column).argmax(1)))
     rotation = grid.rotation[torch.cat([r for r, _ in found])]
     translation = grid.translation[torch.cat([t for _, t in found])]
-    image_of = torch.arange(len(batch), device=rotation.device).repeat_interleave(keep)
-    cost = score_poses(batch, volume, noise_power, rotation.flatten(0, 1), translation.flatten(0, 1), image_of)
-    log_weight = -cost.float().view(len(batch), keep)
-    return PoseHypotheses(rotation.cpu(), translation.cpu(), log_weight).sorted()
+    found = PoseHypotheses(rotation.cpu(), translation.cpu(), torch.zeros(len(batch), keep))
+    return score_hypotheses(batch, volume, noise_power, found).sorted()
+
+
+@torch.no_grad()
+def search_translations(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    hypotheses: PoseHypotheses,
+    moves: Float[Tensor, "moves 2"],
+) -> PoseHypotheses:
+    """Each hypothesis at the best of several moves of its translation, with its log-likelihood.
+
+    An encoder knows translations less well than the frequencies that tell rotations apart require.
+
+    Parameters
+    ----------
+    batch
+        The images; all of its disk is compared.
+    volume
+        What they are compared with.
+    noise_power
+        ``E|noise|²`` per shell.
+    hypotheses
+        Of each particle.
+    moves
+        Å, added to the translations; the origin should be among them.
+
+    Returns
+    -------
+    PoseHypotheses
+        In the order given; log-weights up to a constant per image, in the host's memory.
+    """
+    count, n = hypotheses.log_weight.shape[1], len(batch.disk)
+    size = max(1, _MOVED_AT_ONCE // (n * (len(moves) + count)))
+    parts = [
+        _move_part(batch[start : start + size], volume, noise_power, hypotheses[start : start + size], moves)
+        for start in range(0, len(batch), size)
+    ]
+    translation = hypotheses.translation + moves[torch.cat([best for best, _ in parts])]
+    return PoseHypotheses(hypotheses.rotation, translation, torch.cat([score for _, score in parts]))
+
+
+def _move_part(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Tensor,
+    hypotheses: PoseHypotheses,
+    moves: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """Which move is best for each hypothesis, and its log-likelihood."""
+    device = volume.device
+    batch = batch.to(device)
+    whitening = noise_power.to(device)[batch.disk.shell].rsqrt()
+    shape = hypotheses.log_weight.shape
+    slices = slice_quickly(volume, hypotheses.rotation.flatten(0, 1).to(device).contiguous(), batch.disk).to(device)
+    model = slices.unflatten(0, shape) * (batch.ctf * whitening)[:, None]
+    power = (model.real**2 + model.imag**2).sum(-1)
+    model = model * compute_shift(hypotheses.translation.to(device), batch.disk, batch.pixel_size)
+    # The product of an image with ramp* is its image moved back.
+    ramps = compute_shift(-moves.to(device), batch.disk, batch.pixel_size)
+    moved = (batch.images * whitening)[:, None] * ramps
+    product = torch.view_as_real(moved).flatten(2) @ torch.view_as_real(model).flatten(2).mT
+    best, index = product.max(1)
+    return index.cpu(), (2 * best - power).cpu()

@@ -1,0 +1,151 @@
+"""Pose heads: features to hypotheses about the pose. The paper's single pose, and several anchored ones."""
+
+from __future__ import annotations
+
+import itertools
+from abc import ABC, abstractmethod
+
+import roma
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from cryoai.geometry.so3_grid import make_so3_grid
+from cryoai.tensors import PoseHypotheses
+
+HIDDEN = (512, 256)
+
+# The translation MLP's unit, in box lengths: about the spread of a picked particle's translations.
+_TRANSLATION_SCALE = 0.1
+
+
+class AbstractPoseHead(nn.Module, ABC):
+    """Anything that turns features into poses.
+
+    The rotation algebra of a head is float32 whatever the autocast, so that its rotations are rotations.
+    """
+
+    @abstractmethod
+    def forward(self, features: Float[Tensor, "batch features"]) -> PoseHypotheses:
+        """Hypotheses for each image; log-weights are zero where a head has none."""
+
+
+class TranslationHead(nn.Module):
+    """Translations from features; zero before training.
+
+    Parameters
+    ----------
+    features
+        Length of the feature vector.
+    box_length
+        Å, edge of the image.
+    hypotheses
+        Translations per image.
+    batch_norm
+        Normalise the hidden layers.
+    """
+
+    def __init__(self, features: int, box_length: float, hypotheses: int = 1, *, batch_norm: bool = False) -> None:
+        super().__init__()
+        self.scale = _TRANSLATION_SCALE * box_length
+        self.mlp = make_mlp(features, *HIDDEN, 2 * hypotheses, last_scale=0.0, batch_norm=batch_norm)
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> Float[Tensor, "batch h 2"]:
+        """Å, xy; positive moves density towards +x, +y."""
+        return self.scale * self.mlp(features).float().unflatten(1, (-1, 2))
+
+
+class S2S2Head(AbstractPoseHead):
+    """One pose per image through S²×S² (Levy et al. 2022): six numbers, made a rotation by Gram–Schmidt.
+
+    Parameters
+    ----------
+    features
+        Length of the feature vector.
+    box_length
+        Å, edge of the image.
+    """
+
+    def __init__(self, features: int, box_length: float) -> None:
+        super().__init__()
+        self.rotation = make_mlp(features, *HIDDEN, 6)
+        self.translation = TranslationHead(features, box_length)
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> PoseHypotheses:
+        """One hypothesis per image."""
+        rotation = rotation_from_six(self.rotation(features)[:, None])
+        translation = self.translation(features)
+        return PoseHypotheses(rotation, translation, torch.zeros_like(translation[..., 0]))
+
+
+class AnchoredHead(AbstractPoseHead):
+    """Several poses per image that start apart: each is a fixed anchor turned by a predicted rotation.
+
+    Parameters
+    ----------
+    features
+        Length of the feature vector.
+    box_length
+        Å, edge of the image.
+    hypotheses
+        How many; the anchors are spread evenly over SO(3).
+    """
+
+    def __init__(self, features: int, box_length: float, hypotheses: int) -> None:
+        super().__init__()
+        self.hypotheses = hypotheses
+        self.register_buffer("anchors", make_so3_grid(hypotheses))
+        self.rotation = make_mlp(features, *HIDDEN, 6 * hypotheses, last_scale=0.01)
+        self.translation = TranslationHead(features, box_length)
+        self.translation_delta = TranslationHead(features, box_length, hypotheses)
+        self.log_weight = make_mlp(features, *HIDDEN, hypotheses, last_scale=0.0)
+
+    def forward(self, features: Float[Tensor, "batch features"]) -> PoseHypotheses:
+        """All hypotheses, in the anchors' order; log-weights are logits."""
+        six = self.rotation(features).float().unflatten(1, (self.hypotheses, 6))
+        identity = six.new_tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
+        with torch.autocast(features.device.type, enabled=False):
+            rotation = rotation_from_six(six + identity) @ self.get_buffer("anchors")
+        translation = self.translation(features) + self.translation_delta(features)
+        return PoseHypotheses(rotation, translation, self.log_weight(features).float())
+
+
+def make_mlp(*sizes: int, last_scale: float = 1.0, batch_norm: bool = False) -> nn.Sequential:
+    """Linear layers with ReLU between; the last one's weights times ``last_scale``, its bias 0.
+
+    With ``batch_norm`` the hidden layers are normalised.
+    """
+    layers: list[nn.Module] = []
+    for number, (size_in, size_out) in enumerate(itertools.pairwise(sizes), start=2):
+        linear = nn.Linear(size_in, size_out)
+        nn.init.kaiming_normal_(linear.weight, nonlinearity="relu")
+        nn.init.zeros_(linear.bias)
+        layers.append(linear)
+        if number == len(sizes):
+            linear.weight.data *= last_scale
+        else:
+            layers += [nn.BatchNorm1d(size_out), nn.ReLU(inplace=True)] if batch_norm else [nn.ReLU(inplace=True)]
+    return nn.Sequential(*layers)
+
+
+def rotation_from_six(six: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3 3"]:
+    """Rotations from two vectors each, the first two columns before Gram–Schmidt; always valid, in float32.
+
+    Where the first vector is zero, or the second is (nearly) parallel to it, a fixed axis takes its place, through
+    which no gradient passes.
+    """
+    with torch.autocast(six.device.type, enabled=False):
+        a, b = six.float().unflatten(-1, (2, 3)).unbind(-2)
+        axes = torch.eye(3, device=six.device)
+        a = torch.where(_is_short(a), axes[0], a)
+        a = a / a.norm(dim=-1, keepdim=True)
+        b = torch.where(_is_short(b), a, b)
+        b = b / b.norm(dim=-1, keepdim=True)
+        parallel = torch.linalg.cross(a, b).square().sum(-1, keepdim=True) < 1e-6
+        b = torch.where(parallel, axes[a.detach().abs().argmin(-1)], b)
+        # The second pass takes away what rounding left of vectors that were close to parallel.
+        return roma.special_gramschmidt(roma.special_gramschmidt(torch.stack((a, b), -1)))
+
+
+def _is_short(vector: Float[Tensor, "*batch 3"]) -> Tensor:
+    return vector.detach().abs().amax(-1, keepdim=True) < 1e-12
