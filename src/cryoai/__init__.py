@@ -15,12 +15,14 @@ if TYPE_CHECKING:
     from cryoai.particles.phantom import make_phantom
     from cryoai.particles.simulate import SimulationSettings, Simulator
     from cryoai.reconstruction.config import ReconstructConfig
+    from cryoai.reconstruction.infer import InferredPoses, infer
     from cryoai.reconstruction.pipeline import ReconstructionResult, reconstruct
     from cryoai.types import CtfParameters, Map, ParticleSet, Pose
 
 _HOME = {
     "CryoAIError": "cryoai.errors",
     "CtfParameters": "cryoai.types",
+    "InferredPoses": "cryoai.reconstruction.infer",
     "InputError": "cryoai.errors",
     "Map": "cryoai.types",
     "ParticleSet": "cryoai.types",
@@ -30,6 +32,7 @@ _HOME = {
     "SimulationSettings": "cryoai.particles.simulate",
     "Simulator": "cryoai.particles.simulate",
     "evaluate_reconstruction": "cryoai.metrics.evaluation",
+    "infer": "cryoai.reconstruction.infer",
     "make_phantom": "cryoai.particles.phantom",
     "read_map": "cryoai.io",
     "read_particles": "cryoai.io",
@@ -40,6 +43,7 @@ _HOME = {
 __all__ = [
     "CryoAIError",
     "CtfParameters",
+    "InferredPoses",
     "InputError",
     "Map",
     "ParticleSet",
@@ -49,6 +53,7 @@ __all__ = [
     "SimulationSettings",
     "Simulator",
     "evaluate_reconstruction",
+    "infer",
     "make_phantom",
     "read_map",
     "read_particles",

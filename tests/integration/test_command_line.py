@@ -16,7 +16,7 @@ import pytest
 from cryoai.cli import main
 from cryoai.reconstruction.config import ReconstructConfig, load_config
 
-COMMANDS = ("demo", "info", "simulate", "reconstruct", "evaluate")
+COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "evaluate")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:
@@ -178,6 +178,10 @@ def test_full_disk_leaves_nothing_under_a_final_name(
         (("reconstruct", "x.star", "-o", "out", "--box-sise", "32"), "--box-sise"),
         (("reconstruct", "x.star", "-o", "out", "--method", "magic"), "magic"),
         (("evaluate", "--map", "a.mrc"), "--true-map"),
+        (("reconstruct", "x.star", "-o", "out", "--encoder", "perhaps"), "perhaps"),
+        (("infer", "x.star", "-o", "out.star"), "--run"),
+        (("infer", "x.star", "--run", "nowhere", "-o", "out.star"), "nowhere"),
+        (("infer", "x.star", "--run", ".", "-o", "out.star", "--no-refin"), "--no-refin"),
         (("simulate", "--phantom", "--box-size", "8", "--pixel-size", "5", "--n-particles", "5", "-o", "o"), "box"),
     ],
 )
@@ -191,14 +195,18 @@ def test_wrong_options_exit_with_2(
     assert len(message.strip().splitlines()) == 1
 
 
-def test_misspelt_configuration_key_gets_a_suggestion(tmp_path: Path) -> None:
+def test_misspelt_configuration_key_gets_a_suggestion(
+    tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     file = tmp_path / "options.yaml"
     file.write_text("bootstrap: {stepps: 10}\n")
-    with pytest.raises(Exception, match="did you mean 'steps'"):
-        load_config(file, {})
+    words = ("reconstruct", tiny / "particles.star", "-o", tmp_path / "out", "--config", file)
+    code, message = run(capsys, *words)
+    assert code == 2 and "did you mean 'steps'" in message and "options.yaml" in message
     file.write_text("refine: {max_rounds: 0}\n")
-    with pytest.raises(Exception, match="max_rounds"):
-        load_config(file, {})
+    code, message = run(capsys, *words)
+    assert code == 2 and "max_rounds" in message and "--method amortized" in message
+    assert not (tmp_path / "out").exists()
 
 
 def test_options_override_the_configuration_file(tmp_path: Path) -> None:

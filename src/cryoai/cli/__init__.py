@@ -21,6 +21,7 @@ _COMMANDS = {
     "info": "Say what is understood of a particle file, a stack or a map.",
     "simulate": "Simulate particles of a known molecule, with their true poses.",
     "reconstruct": "Reconstruct a map and a pose for every particle, with nothing known beforehand.",
+    "infer": "Pose new particles with the trained encoder of a finished run.",
     "evaluate": "Compare a map and poses with the truth, over both hands.",
 }
 for _name, _help in _COMMANDS.items():

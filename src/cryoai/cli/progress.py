@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.progress import Advance, Progress
 
 # Without a terminal, a step that takes longer than this says how far it is, this often.
 _SECONDS_BETWEEN_LINES = 30.0
@@ -23,33 +23,42 @@ class ConsoleProgress(Progress):
         self._console = Console(stderr=True)
 
     @contextmanager
-    def step(self, name: str, total: int) -> Iterator[Callable[[int], None]]:
+    def step(self, name: str, total: int) -> Iterator[Advance]:
         """Show a piece of work while it lasts, and a line with its time when it is done."""
         start = time.perf_counter()
         if self._console.is_terminal:
             columns = (
                 TextColumn("  {task.description}"), BarColumn(), MofNCompleteColumn(),
                 TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+                TextColumn("[dim]{task.fields[note]}"),
             )  # fmt: skip
             with Bars(*columns, console=self._console, transient=True) as bars:
-                task = bars.add_task(name, total=total)
-                yield lambda done: bars.update(task, completed=done)
+                task = bars.add_task(name, total=total, note="")
+
+                def update(done: int, note: str = "") -> None:
+                    bars.update(task, completed=done, note=note)
+
+                yield update
         else:
             yield self._plain_lines(name, total, start)
         self._console.print(f"  {name}  [dim]{time.perf_counter() - start:.1f} s[/dim]", highlight=False)
 
-    def _plain_lines(self, name: str, total: int, start: float) -> Callable[[int], None]:
+    def _plain_lines(self, name: str, total: int, start: float) -> Advance:
         last = start
+        # Speed is measured from the first call on: what a resumed run had done before says nothing about it.
+        first: tuple[int, float] | None = None
 
-        def done(count: int) -> None:
-            nonlocal last
+        def update(done: int, note: str = "") -> None:
+            nonlocal last, first
             now = time.perf_counter()
-            if now - last > _SECONDS_BETWEEN_LINES and 0 < count < total:
+            first = first or (done, now)
+            if now - last > _SECONDS_BETWEEN_LINES and first[0] < done < total:
                 last = now
-                left = (now - start) * (total - count) / count
-                self._console.print(f"  {name}: {count:,} of {total:,}, {left:.0f} s left", highlight=False)
+                left = (now - first[1]) * (total - done) / (done - first[0])
+                note = f", {note}" if note else ""
+                self._console.print(f"  {name}: {done:,} of {total:,}, {left:.0f} s left{note}", highlight=False)
 
-        return done
+        return update
 
     def say(self, message: str) -> None:
         """Print a finding."""

@@ -19,6 +19,7 @@ def reconstruct(
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     datadir: Path | None = None,
     method: Literal["search", "amortized", "hybrid"] | None = None,
+    encoder: Literal["auto", "always", "never"] | None = None,
     known_poses: Annotated[bool | None, _Flag] = None,
     box_size: int | None = None,
     pixel_size: float | None = None,
@@ -46,7 +47,10 @@ def reconstruct(
     datadir
         Folder of the image stacks, where the file's own paths do not lead to them.
     method
-        How poses are found: search (exhaustive); amortized and hybrid are not in this version.
+        How poses are found: hybrid (the default; a bootstrap, then by encoder or by search, whichever is faster),
+        search (no encoder), amortized (encoder and neural volume from scratch).
+    encoder
+        Whether hybrid trains an encoder, which cryoai infer can use later. Default: only for large sets.
     known_poses
         Insert at the input's poses instead of searching.
     box_size
@@ -88,7 +92,8 @@ def reconstruct(
         "invert_contrast": invert_contrast, "invert_hand": invert_hand, "no_ctf": no_ctf,
         "seeds": seeds, "seed": seed, "device": device,
     }  # fmt: skip
-    options = load_config(config, {name: value for name, value in given.items() if value is not None})
+    given = {name: value for name, value in given.items() if value is not None}
+    options = load_config(config, given if encoder is None else {**given, "hybrid.encoder": encoder})
     result = run(
         particles, output, options,
         datadir=datadir, resume=resume, overwrite=overwrite, progress=make_progress(quiet),

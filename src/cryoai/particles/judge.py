@@ -91,6 +91,8 @@ class Judge:
         """
         usable = np.concatenate(self._usable)
         scale = np.zeros(len(usable), np.float32)
+        if not usable.any():
+            return Judgement(usable, scale, 1, 0.0)
         variance = np.concatenate(self._variance)[usable]
         scale[usable] = _scales(variance, np.concatenate(self._background_variance)[usable], self._background)
         blob = np.concatenate(self._blob)[usable] * scale[usable]

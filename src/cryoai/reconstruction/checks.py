@@ -14,12 +14,23 @@ from cryoai.types import ParticleSet
 FEWEST_PARTICLES = 50
 """Fewer cannot be posed from nothing."""
 _SMALLEST_BOX = 16
+LARGEST_DEFAULT_BOX = 128
 
 
 def check_method(config: ReconstructConfig) -> None:
-    """Refuse a method or a device that is not there."""
-    if config.method != "search":
-        raise InputError(f"--method {config.method} is not in this version", advice="use --method search")
+    """Refuse options that exclude each other, and a device that is not there."""
+    if config.method != "amortized" and config.refine.max_rounds == 0 and not config.known_poses:
+        raise InputError("refine.max_rounds: 0 is for --method amortized", advice="give at least 1")
+    if config.method == "hybrid" and config.encoder.head != "so3_grid" and config.hybrid.encoder != "never":
+        raise InputError(
+            f"--method hybrid trains a so3_grid head, not {config.encoder.head}",
+            advice="use --method amortized, or leave encoder.head out",
+        )
+    if config.encoder.box_size >> (len(config.encoder.widths) + config.encoder.final_pool) < 1:
+        raise InputError(
+            f"encoder.box_size {config.encoder.box_size} is too small for {len(config.encoder.widths)} stages",
+            advice="give fewer encoder.widths or a larger encoder.box_size",
+        )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
 
@@ -31,8 +42,24 @@ def choose_device(config: ReconstructConfig) -> str:
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
-def check_particles(particles: ParticleSet, config: ReconstructConfig) -> ParticleSet:
-    """Refuse what can't be reconstructed, before anything is computed."""
+def working_box(particles: ParticleSet, config: ReconstructConfig) -> int:
+    """Px of the reconstruction: as asked, or the images' own up to a limit."""
+    assert particles.box_size is not None
+    return config.box_size or min(particles.box_size, LARGEST_DEFAULT_BOX)
+
+
+def check_particles(
+    particles: ParticleSet, config: ReconstructConfig, fewest: int = FEWEST_PARTICLES
+) -> ParticleSet:
+    """Refuse what can't be reconstructed, before anything is computed.
+
+    Parameters
+    ----------
+    particles, config
+        The input and the options.
+    fewest
+        Particles needed to find poses.
+    """
     file = particles.source.path
     if config.pixel_size is not None:
         particles = _with_pixel_size(particles, config.pixel_size)
@@ -54,11 +81,11 @@ def check_particles(particles: ParticleSet, config: ReconstructConfig) -> Partic
         rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
         particles = particles.select(rows)
     _check_box(particles, config)
-    if len(particles) < FEWEST_PARTICLES and not needs_poses:
+    if len(particles) < fewest and not needs_poses:
         raise InputError(
             f"{len(particles)} particles are too few to find poses from nothing",
             file=file,
-            advice=f"give at least {FEWEST_PARTICLES}, or --known-poses",
+            advice=f"give at least {fewest}, or --known-poses",
         )
     return particles
 

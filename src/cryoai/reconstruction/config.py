@@ -10,6 +10,11 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from cryoai.errors import InputError
+from cryoai.poses.encoder_input import CtfTreatment
+from cryoai.poses.pose_encoder import HeadKind
+from cryoai.training.losses import Domain
+from cryoai.training.settings import Precision
+from cryoai.volumes import VolumeKind
 
 
 class BootstrapConfig(BaseModel):
@@ -33,6 +38,109 @@ class BootstrapConfig(BaseModel):
     """Largest translation tried, box lengths."""
 
 
+class EncoderConfig(BaseModel):
+    """The encoder: what it looks at, its size, and its head."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    head: HeadKind = "so3_grid"
+    """so3_grid classifies over a grid of rotations; anchored has several hypotheses; s2s2 is the paper's."""
+    hypotheses: int = Field(default=4608, ge=1)
+    """Rotations of the grid, or hypotheses of the anchored head."""
+    box_size: int = Field(default=32, ge=8)
+    """px of the images it looks at; larger ones are Fourier cropped."""
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64, 128)
+    """Channels of each stage."""
+    filter_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.1, 0.7, 1.2, 2.0, 3.2)
+    """px of the Gaussian low-pass filters."""
+    final_pool: bool = False
+    """One more max pooling at the end."""
+    ctf: CtfTreatment = "flip"
+    """What is done about the CTF in its input: none, flip (the phases), or multiply."""
+    precision: Precision = "bf16-mixed"
+    """Of matrix products and convolutions."""
+
+
+class AmortizeConfig(BaseModel):
+    """Training encoder and volume from scratch (``--method amortized``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    images: int = Field(default=50_000, ge=50)
+    """At most this many images, drawn at random, are trained on."""
+    steps: int = Field(default=500, ge=1)
+    """Mini-batches."""
+    batch_size: int = Field(default=256, ge=2)
+    """Particles in a mini-batch (of each process)."""
+    volume: VolumeKind = "fourier_net"
+    """The volume that is trained."""
+    volume_width: int = Field(default=128, ge=8)
+    """Neurons of a network's layers."""
+    encoder_learning_rate: float = Field(default=3e-3, gt=0)
+    """Of Adam, for the encoder."""
+    volume_learning_rate: float = Field(default=1e-3, gt=0)
+    """Of Adam, for the volume; a grid wants about 50 times a network's."""
+    amsgrad: bool = False
+    """Adam's variant."""
+    decay: bool = True
+    """Lower the learning rates along a cosine."""
+    gradient_clip: float = Field(default=1.0, gt=0)
+    """Largest norm of the encoder's gradient."""
+    first_radius: float = Field(default=4.0, ge=1)
+    """Shells (of a box that the particle half fills); the radius of the loss marches from here"""
+    last_radius: float = Field(default=16.0, ge=2)
+    """to here,"""
+    march_steps: int = Field(default=220, ge=0)
+    """in so many steps."""
+    search_radius: float = Field(default=10.0, ge=2)
+    """Shells at which hypotheses are scored."""
+    max_shift: float = Field(default=0.16, gt=0, lt=0.5)
+    """Largest translation tried, box lengths."""
+    sampling_steps: int = Field(default=180, ge=0)
+    """In the first steps the winner is drawn from the posterior."""
+    encoder_start: int = Field(default=140, ge=0)
+    """Step at which an so3_grid head begins to learn."""
+    own_proposals_start: int = Field(default=240, ge=0)
+    """Step from which most particles are scored at the encoder's own hypotheses alone."""
+    own_proposals_share: float = Field(default=0.75, ge=0, le=1)
+    """How many of them."""
+    symmetrized: bool = False
+    """The paper's symmetrised loss: the better of the image and its copy turned by π is trained."""
+    whiten: bool = True
+    """Divide residuals by the noise spectrum."""
+    domain: Domain = "fourier"
+    """Where residuals are measured."""
+    mask_radius: Annotated[float, Field(gt=0, le=0.5)] | None = None
+    """Box lengths; with domain real, only pixels closer to the centre count."""
+    points_per_step: int = Field(default=24_576, ge=256)
+    """Coefficients per step that the volume is trained on."""
+    refresh: int = Field(default=4, ge=1)
+    """Steps between two renderings of the volume for scoring."""
+    save_every: int = Field(default=100, ge=1)
+    """Steps between two checkpoints."""
+
+
+class HybridConfig(BaseModel):
+    """The encoder after a bootstrap (``--method hybrid``)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    encoder: Literal["auto", "always", "never"] = "auto"
+    """Whether to train one; auto does where posing by exhaustive search would take longer."""
+    fewest_particles: int = Field(default=300_000, ge=0)
+    """What auto goes by."""
+    simulated_steps: int = Field(default=850, ge=1)
+    """Mini-batches of images simulated from the bootstrap's map."""
+    real_steps: int = Field(default=100, ge=0)
+    """Mini-batches of real images after that."""
+    batch_size: int = Field(default=256, ge=2)
+    """Images in a mini-batch."""
+    learning_rate: float = Field(default=3e-3, gt=0)
+    """Of Adam."""
+    keep: int = Field(default=32, ge=1)
+    """The encoder's best hypotheses that are scored against the map."""
+
+
 class RefineConfig(BaseModel):
     """The gold-standard refinement."""
 
@@ -40,8 +148,8 @@ class RefineConfig(BaseModel):
 
     start_from_input_poses: bool = False
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
-    max_rounds: int = Field(default=8, ge=1)
-    """At most this many rounds of map and poses."""
+    max_rounds: int = Field(default=8, ge=0)
+    """At most this many rounds of map and poses; with 0 the first poses are final."""
     search_rotations: int = Field(default=18_432, ge=500)
     """Points of the SO(3) grid of the second global search."""
     search_radius: float = Field(default=12.0, ge=4)
@@ -55,8 +163,8 @@ class ReconstructConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    method: Literal["search", "amortized", "hybrid"] = "search"
-    """How poses are found."""
+    method: Literal["search", "amortized", "hybrid"] = "hybrid"
+    """How poses are found: by exhaustive search, by an encoder trained from scratch, or by whichever is faster."""
     known_poses: bool = False
     """Insert at the input's poses; nothing is searched."""
     box_size: Annotated[int, Field(ge=16)] | None = None
@@ -83,6 +191,12 @@ class ReconstructConfig(BaseModel):
     """Memory for the particles' Fourier coefficients; more go to a scratch file in the output folder."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """The ab initio stage."""
+    encoder: EncoderConfig = EncoderConfig()
+    """The encoder."""
+    amortize: AmortizeConfig = AmortizeConfig()
+    """Training from scratch."""
+    hybrid: HybridConfig = HybridConfig()
+    """The encoder after a bootstrap."""
     refine: RefineConfig = RefineConfig()
     """The refinement."""
 
@@ -95,7 +209,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
     path
         YAML file with the names of `ReconstructConfig`.
     overrides
-        Options given explicitly.
+        Options given explicitly; ``"group.name"`` for one of a group.
 
     Raises
     ------
@@ -112,9 +226,15 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
             raise InputError(f"is not a YAML file ({error})", file=path) from error
         if loaded is not None and not isinstance(loaded, dict):
             raise InputError("holds no options", file=path, advice="write one 'name: value' per line")
-        values = loaded or {}
+        values = dict(loaded or {})
+    for name, value in overrides.items():
+        group, _, key = name.rpartition(".")
+        if group:
+            values[group] = {**(values.get(group) or {}), key: value}
+        else:
+            values[key] = value
     try:
-        return ReconstructConfig(**{**values, **overrides})
+        return ReconstructConfig(**values)
     except ValidationError as error:
         raise InputError(_explain(error), file=path) from error
 
@@ -124,7 +244,10 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return f"option '{name}': {first['msg'].lower()} (it is {first['input']!r})"
-    models = {"": ReconstructConfig, "bootstrap": BootstrapConfig, "refine": RefineConfig}
+    models = {
+        "": ReconstructConfig, "bootstrap": BootstrapConfig, "encoder": EncoderConfig,
+        "amortize": AmortizeConfig, "hybrid": HybridConfig, "refine": RefineConfig,
+    }  # fmt: skip
     group, _, key = name.rpartition(".")
     near = difflib.get_close_matches(key, models.get(group, ReconstructConfig).model_fields, 1)
     return f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")

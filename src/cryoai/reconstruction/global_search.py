@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoai.geometry.rotations import rotation_angle
@@ -108,12 +108,41 @@ def _search_batch(
 ) -> tuple[Tensor, Tensor]:
     """The funnel for particles of one half; returns their rotations and translations."""
     hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
-    for stage, (radius, keep) in enumerate(search.stages):
-        if current is not None and stage == len(search.stages) - 1:
+    best = refine_in_stages(batch, volume, noise_power, hypotheses, search.stages, current)
+    return best.rotation[:, 0], best.translation[:, 0]
+
+
+def refine_in_stages(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    hypotheses: PoseHypotheses,
+    stages: Sequence[tuple[float, int]],
+    current: tuple[Tensor, Tensor] | None = None,
+) -> PoseHypotheses:
+    """The second part of the funnel: hypotheses refined locally at growing radii, fewer each time.
+
+    Parameters
+    ----------
+    batch
+        The particles.
+    volume
+        What they are compared with.
+    noise_power
+        ``E|noise|²`` per shell.
+    hypotheses
+        Of each particle.
+    stages
+        As in `GlobalSearch`.
+    current
+        Rotation and translation that compete in the last stage.
+    """
+    for stage, (radius, keep) in enumerate(stages):
+        if current is not None and stage == len(stages) - 1:
             hypotheses = _append(hypotheses, *current)
         hypotheses = _refine_hypotheses(batch.prefix(radius), volume, noise_power, hypotheses)
         hypotheses = _distinct(hypotheses, keep)
-    return hypotheses.rotation[:, 0], hypotheses.translation[:, 0]
+    return hypotheses
 
 
 def _refine_hypotheses(

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
+import math
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ import pandas as pd
 from jaxtyping import Float
 
 from cryoai.io import write_map, write_particles_star, write_text_atomic
+from cryoai.reconstruction.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.types import Map, Pose
 
 if TYPE_CHECKING:
@@ -20,7 +22,7 @@ if TYPE_CHECKING:
 
 OUTPUTS = (
     "map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "metrics.jsonl",
-    "report.html", "config.yaml",
+    "report.html", "config.yaml", "training.csv", ENCODER_FILE,
 )  # fmt: skip
 """The files of a finished run."""
 
@@ -37,6 +39,11 @@ def write_outputs(result: ReconstructionResult) -> None:
         write_map(Map(np.ascontiguousarray(density, np.float32), result.voxel_size), folder / f"{name}.mrc")
     write_poses(result, folder / "particles.star")
     write_text_atomic(folder / "fsc.csv", fsc_table(result).to_csv(index=False, float_format="%.6g"))
+    if result.training:
+        history = pd.DataFrame([asdict(record) for record in result.training])
+        write_text_atomic(folder / "training.csv", history.to_csv(index=False, float_format="%.6g"))
+    if result.encoder is not None:
+        write_encoder(replace(result.encoder, noise_power=result.state.noise_power), folder / ENCODER_FILE)
     write_text_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics(result)))
 
 
@@ -56,8 +63,8 @@ def write_poses(result: ReconstructionResult, path: Path) -> None:
     pose = Pose(rotation, translation)
     extra: dict[str, Float[np.ndarray, " n"]] = {
         "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
-        "cryoaiRotationStdDeg": _finite(np.degrees(state.rotation_std.double().numpy())),
-        "cryoaiTranslationStdAngst": _finite(state.translation_std.double().numpy()),
+        "cryoaiRotationStdDeg": finite_for_star(np.degrees(state.rotation_std.double().numpy())),
+        "cryoaiTranslationStdAngst": finite_for_star(state.translation_std.double().numpy()),
     }
     unknown = np.ones(len(left_out), int)
     kept = unknown if result.particles.random_subset is None else result.particles.random_subset
@@ -65,7 +72,7 @@ def write_poses(result: ReconstructionResult, path: Path) -> None:
     write_particles_star(path, result.particles, pose, extra, random_subset=subset)
 
 
-def _finite(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
+def finite_for_star(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
     """STAR has no word for an unknown number; 999 stands for a pose that was not found."""
     return np.where(np.isfinite(values), np.minimum(values, 999.0), 999.0)
 
@@ -95,6 +102,12 @@ def metrics(result: ReconstructionResult) -> list[dict]:
             {"step": "bootstrap", "start": i + 1, "held_out_likelihood": likelihood, "agreement": agreement}
             for i, (likelihood, agreement) in enumerate(pairs)
         ]
+    if result.training:
+        last = result.training[-1]
+        skipped = sum(record.skipped for record in result.training)
+        # JSON has no NaN, which stands for what was not trained.
+        trained = {name: value for name, value in asdict(last).items() if math.isfinite(value)}
+        lines.append({**trained, "step": "training", "steps": last.step + 1, "skipped": skipped})
     lines += [{"step": "round", **asdict(summary)} for summary in result.rounds]
     used = result.state.used
     lines.append(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -26,13 +27,18 @@ from cryoai.reconstruction.ab_initio import (
     run_start,
     split_for_bootstrap,
 )
+from cryoai.reconstruction.amortize import AmortizedResult, train_from_scratch
+from cryoai.reconstruction.assist import assist, process_rank
 from cryoai.reconstruction.bootstrap import BootstrapSettings
 from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles, choose_device
+from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
 from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.reconstruction.encoder_file import TrainedEncoder
 from cryoai.reconstruction.halfmaps import HalfMaps
+from cryoai.reconstruction.hybrid import pose_all, train_on_map, uses_encoder
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.reading import read_data, read_training_data, trains_on_subset
 from cryoai.reconstruction.refine import (
     RefinementState,
     reconstruct_halves,
@@ -49,9 +55,8 @@ from cryoai.reconstruction.refinement_loop import (
     state_to_dict,
 )
 from cryoai.reconstruction.run_folder import prepare_folder
+from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
-
-LARGEST_DEFAULT_BOX = 128
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,13 +82,17 @@ class ReconstructionResult:
     fsc
         Half-map FSC, corrected for the mask.
     ab_initio
-        The starts; None with known poses.
+        The starts of the bootstrap; None with known poses and ``--method amortized``.
     rounds
         What each refinement round did.
     warnings
         What the user should know before trusting the result.
     seconds
         Wall time of each part.
+    encoder
+        The trained encoder, if there is one.
+    training
+        One record per step of its training.
     """
 
     folder: Path
@@ -98,6 +107,8 @@ class ReconstructionResult:
     rounds: tuple[RoundSummary, ...]
     warnings: tuple[str, ...]
     seconds: dict[str, float]
+    encoder: TrainedEncoder | None = None
+    training: tuple[StepRecord, ...] = ()
 
     @property
     def resolution(self) -> float:
@@ -148,6 +159,9 @@ def reconstruct(
     for note in particles.notes:
         progress.say(note)
     particles = check_particles(particles, config)
+    if process_rank() > 0:
+        assist(particles, output, config)
+        sys.exit(0)
     checkpoint = prepare_folder(output, particles, config, resume=resume, overwrite=overwrite)
     run = _Run(particles, output, config, checkpoint, progress)
     try:
@@ -172,22 +186,31 @@ class _Run:
         self.warnings: list[str] = []
         self.seconds: dict[str, float] = {}
         self.rounds: list[RoundSummary] = []
+        self.encoder: TrainedEncoder | None = None
+        self.training: tuple[StepRecord, ...] = ()
         self._clock = time.perf_counter()
-        self.data = self._read()
+        self._open: list[ParticleData] = []
 
     @property
     def _has_poses(self) -> bool:
         return self.config.known_poses or self.config.refine.start_from_input_poses
 
     def close(self) -> None:
-        self.data.close()
+        for data in self._open:
+            data.close()
 
     def execute(self) -> ReconstructionResult:
         ab_initio = None
+        training = self._train_on_subset()
+        contrast = None if training is None else self._open[0].judgement.contrast
+        self.data = self._read(contrast)
+        self._open.append(self.data)
         if self.config.known_poses:
             state = self._whiten(self._input_poses())
         elif self.config.refine.start_from_input_poses:
             state = self._refine(self._input_poses())
+        elif self.config.method == "amortized":
+            state = self._refine(self._amortize(training))
         else:
             ab_initio = self._bootstrap()
             state = self._refine(self._assign(ab_initio))
@@ -201,23 +224,18 @@ class _Run:
         self._lap("final maps")
         result = ReconstructionResult(
             self.output, self.config, self.particles, state, halves, halves.wiener_map().cpu().numpy(),
-            self.data.pixel_size, fsc, ab_initio, tuple(self.rounds), tuple(self.warnings), dict(self.seconds),
+            self.data.pixel_size, fsc, ab_initio,
+            tuple(self.rounds), tuple(self.warnings), dict(self.seconds), self.encoder, self.training,
         )  # fmt: skip
         if self.config.invert_hand:
             result = _mirrored(result)
         write_outputs(result)
         return result
 
-    def _read(self) -> ParticleData:
-        particles, config = self.particles, self.config
-        assert particles.pixel_size is not None and particles.box_size is not None
-        box = config.box_size or min(particles.box_size, LARGEST_DEFAULT_BOX)
-        with self.progress.step("Reading and judging the images", len(particles)) as done:
-            data = ParticleData(
-                particles, particles.pixel_size, box,
-                invert_contrast=config.invert_contrast, device=choose_device(config),
-                memory_limit=int(config.cache_gib * 2**30), scratch=self.output, on_chunk=done,
-            )  # fmt: skip
+    def _read(self, contrast: int | None = None) -> ParticleData:
+        """All particles; ``contrast`` is what a subset of them has shown."""
+        invert = None if contrast is None else ("yes" if contrast < 0 else "no")
+        data = read_data(self.particles, self.config, self.output, self.progress, invert_contrast=invert)
         self._judge(data)
         self._lap("reading")
         return data
@@ -231,12 +249,7 @@ class _Run:
                 f"{len(bad)} of {len(data)} images are constant or not finite and are left out "
                 f"(particles {shown}); they keep their rows with confidence 0"
             )
-        fewest = 2 if self._has_poses else FEWEST_PARTICLES
-        if len(data.usable_rows) < fewest:
-            raise InputError(
-                f"{len(data.usable_rows)} usable images are left, {fewest} are needed",
-                file=self.particles.source.path,
-            )
+        self._check_usable(data)
         if judgement.contrast < 0:
             self.progress.say("Protein is black in these images: their contrast is inverted")
         elif (
@@ -247,6 +260,14 @@ class _Run:
             self._warn(
                 "whether protein is white or black could not be told from the images; white is assumed "
                 "(--invert-contrast yes if the map comes out inside out)"
+            )
+
+    def _check_usable(self, data: ParticleData) -> None:
+        fewest = 2 if self._has_poses else FEWEST_PARTICLES
+        if len(data.usable_rows) < fewest:
+            raise InputError(
+                f"{len(data.usable_rows)} usable images are left, {fewest} are needed",
+                file=self.particles.source.path,
             )
 
     def _input_poses(self) -> RefinementState:
@@ -321,7 +342,55 @@ class _Run:
         self._lap("bootstrap")
         return result
 
+    def _train_on_subset(self) -> AmortizedResult | None:
+        """Training on a part of a large set, before all of it is read; None where there is no such thing."""
+        if (
+            self._has_poses
+            or self.config.method != "amortized"
+            or not trains_on_subset(self.particles, self.config)
+        ):
+            return None
+        data = read_training_data(self.particles, self.config, self.output, self.progress)
+        self._open.append(data)
+        self._check_usable(data)
+        self._lap("reading the training set")
+        training = train_from_scratch(data, self.config, self.checkpoint, self.progress)
+        self._lap("training")
+        return training
+
+    def _amortize(self, training: AmortizedResult | None) -> RefinementState:
+        """Encoder and volume from scratch, then every particle's pose from them."""
+        if training is None:
+            training = train_from_scratch(self.data, self.config, self.checkpoint, self.progress)
+            self._lap("training")
+        self.training, self.encoder = training.history, training.trained
+        if training.skipped:
+            self._warn(f"{training.skipped} batches had no finite loss and were skipped in training")
+        if self.config.refine.max_rounds == 0:
+            self._warn(
+                "all poses come from one volume and were not refined in halves: the resolution is too good "
+                "(refine.max_rounds)"
+            )
+        saved = self.checkpoint.load("assigned")
+        if saved is not None:
+            return state_from_dict(saved)
+        state = start_refinement(self.data, training.trained.noise_power, self.config.seed)
+        radius = min(self.config.amortize.search_radius, self.config.amortize.last_radius)
+        state = pose_all(
+            self.data, state, training.trained, training.volume, radius, self.progress,
+            refine=self.config.refine.max_rounds > 0,
+        )  # fmt: skip
+        self.checkpoint.save("assigned", state_to_dict(state))
+        self._lap("posing")
+        return state
+
     def _assign(self, ab_initio: AbInitioResult) -> RefinementState:
+        """Every particle's pose against the bootstrap's map: by search, or by an encoder trained on it."""
+        if uses_encoder(self.config, len(self.data.usable_rows)):
+            self.encoder, self.training = train_on_map(
+                self.data, ab_initio.best, self.config, self.checkpoint, self.progress
+            )
+            self._lap("training")
         saved = self.checkpoint.load("assigned")
         if saved is not None:
             return state_from_dict(saved)
@@ -329,7 +398,11 @@ class _Run:
         measured = ab_initio.best.noise_power
         noise[: len(measured)] = measured
         state = start_refinement(self.data, noise, self.config.seed)
-        state = assign_all(self.data, state, ab_initio, self.config, self.progress)
+        if self.encoder is None:
+            state = assign_all(self.data, state, ab_initio, self.config, self.progress)
+        else:
+            volume = ab_initio.best.volume
+            state = pose_all(self.data, state, self.encoder, volume, self.encoder.radius, self.progress)
         self.checkpoint.save("assigned", state_to_dict(state))
         self._lap("posing")
         return state
@@ -376,4 +449,5 @@ def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
     )
     density = mirror_volume(torch.from_numpy(result.density)).numpy()
     state = replace(result.state, rotation=reflect @ result.state.rotation @ reflect)
-    return replace(result, halves=mirrored, density=density, state=state)
+    encoder = None if result.encoder is None else replace(result.encoder, mirrored=True)
+    return replace(result, halves=mirrored, density=density, state=state, encoder=encoder)

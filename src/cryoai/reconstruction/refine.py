@@ -237,11 +237,35 @@ def score_all(
     n = len(data)
     gain, expected = torch.zeros(n), torch.zeros(n)
     for half, at, image_of, batch in _chunks_by_half(data, state, radius):
-        precision = 1 / state.noise_power[batch.disk.shell]
-        model = slice_quickly(references[half], state.rotation[at], batch.disk) * batch.ctf[image_of]
-        model = model * compute_shift(state.translation[at], batch.disk, batch.pixel_size)
-        power = ((model.real**2 + model.imag**2) * precision).sum(1)
-        product = batch.images[image_of] * model.conj()
-        expected[at] = power
-        gain[at] = 2 * (product.real * precision).sum(1) - power
+        gain[at], expected[at] = fit_gain(
+            batch[image_of], references[half], state.noise_power, state.rotation[at], state.translation[at]
+        )
     return gain, expected
+
+
+def fit_gain(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "batch 3 3"],
+    translation: Float[Tensor, "batch 2"],
+) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
+    """`score_all` for a batch: what each particle gains over no particle at all, and what it should.
+
+    Parameters
+    ----------
+    batch
+        The particles.
+    volume
+        Their map.
+    noise_power
+        ``E|noise|²`` per shell.
+    rotation, translation
+        Their poses; Å.
+    """
+    precision = 1 / noise_power[batch.disk.shell]
+    model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
+    model = model * compute_shift(translation, batch.disk, batch.pixel_size)
+    power = ((model.real**2 + model.imag**2) * precision).sum(1)
+    product = batch.images * model.conj()
+    return 2 * (product.real * precision).sum(1) - power, power

@@ -51,7 +51,7 @@ def prepare_folder(
     record = output / "checkpoint" / "run.json"
     run = {
         "fingerprint": fingerprint(particles, config),
-        "options": config.model_dump(exclude=_WITHOUT_CONSEQUENCE),
+        "options": config.model_dump(mode="json", exclude=_WITHOUT_CONSEQUENCE),
     }
     used = output.exists() and any(output.iterdir())
     if used and not (resume or overwrite):

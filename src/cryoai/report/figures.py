@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import pandas as pd
 import plotly.graph_objects as go
 from jaxtyping import Bool, Float
 
 from cryoai.metrics.fsc import CorrectedFsc
 from cryoai.report.surface import make_surfaces
+from cryoai.training.trainer import StepRecord
 
 _INK, _GRID, _ACCENT = "#1f2a37", "#e5e9ef", "#2563a8"
 _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, sans-serif"
@@ -15,6 +19,7 @@ _FONT = "system-ui, -apple-system, 'Segoe UI', Roboto, 'Helvetica Neue', Arial, 
 _RADIAL_SCALE = [[0, "#ed8c47"], [0.25, "#f5cc8f"], [0.5, "#cce0d4"], [0.75, "#6bb3d6"], [1, "#3378b8"]]
 _LEVEL_FACTORS = {"low": 0.6, "medium": 1.0, "high": 1.5}
 _MOST_VERTICES = 80_000
+_MOST_POINTS = 500
 _COARSE_BOX = 72
 # Viewing directions: particles per bin that keep counting noise readable, and the finest division of 180°.
 _PARTICLES_PER_BIN, _MOST_LATITUDES = 12, 45
@@ -221,6 +226,24 @@ def make_translation_figure(translation: Float[np.ndarray, "n 2"]) -> go.Figure:
     _style(figure, 300, x="x, Å", y="y, Å")
     figure.update_yaxes(scaleanchor="x", constrain="domain", zeroline=False)
     figure.update_xaxes(constrain="domain", zeroline=False)
+    return figure
+
+
+def make_training_figure(history: Sequence[StepRecord]) -> go.Figure | None:
+    """Losses of encoder and volume over the steps, smoothed; None where nothing was trained."""
+    if not history:
+        return None
+    figure = go.Figure()
+    steps = np.array([record.step + 1 for record in history])
+    for name, colour in (("encoder", _ACCENT), ("volume", "#d9792b")):
+        loss = np.array([getattr(record, f"{name}_loss") for record in history])
+        loss = np.asarray(pd.Series(loss).rolling(max(1, len(loss) // 50), min_periods=1).mean())
+        if np.isfinite(loss).any():
+            chosen = slice(None, None, max(1, len(loss) // _MOST_POINTS))
+            line = {"color": colour, "width": 2}
+            figure.add_scatter(x=steps[chosen], y=loss[chosen], mode="lines", name=f"{name} loss", line=line)
+    _style(figure, 300, "step", "loss")
+    figure.update_layout(showlegend=True)
     return figure
 
 

@@ -23,6 +23,7 @@ from cryoai.report.figures import (
     make_histogram,
     make_orientation_figure,
     make_surface_figure,
+    make_training_figure,
     make_translation_figure,
 )
 from cryoai.report.picture import render_map
@@ -170,6 +171,7 @@ def _history_section(result: ReconstructionResult) -> dict[str, Any]:
     return {
         "starts": _starts(result.ab_initio),
         "verdict": None if result.ab_initio is None else starts_verdict(result.ab_initio),
+        "training": _figure("training", make_training_figure(result.training)),
         "rounds": rounds,
         "timings": [(name, duration(s), f"{100 * s / total:.0f}") for name, s in result.seconds.items()],
         "configuration": yaml.safe_dump(result.config.model_dump(), sort_keys=False, allow_unicode=True),

@@ -1,0 +1,248 @@
+"""What the symmetrised loss and the neural volume are good for (figure 5 of Levy et al. 2022).
+
+    python benchmarks/ablation.py --work /tmp/ablation loss --minutes 20 --seeds 5
+    python benchmarks/ablation.py --work /tmp/ablation volume --set-name 4ake_ideal --seeds 5
+    python benchmarks/ablation.py --work /tmp/ablation rates
+    python benchmarks/ablation.py --work /tmp/ablation mirror
+    python benchmarks/ablation.py --work /tmp/ablation --figures
+
+``loss``: the symmetrised loss against plain L2, for FourierNet and for cryoPoseNet's real-space grid, in the
+paper's own scheme (paper_scheme.py). ``mirror``: how much the maps that it left are their own mirror images.
+``volume``: five volumes of about equal size under the default head: steps and seconds until the map reaches
+``--target`` px. ``rates``: how fast each learns from known poses, which is where the table of rates comes from.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import paper_scheme
+import torch
+from harness import (
+    Clock,
+    Results,
+    TestSet,
+    add_options,
+    has_converged,
+    load,
+    make_trainer,
+    measure_map,
+    parse,
+    parse_overrides,
+    show,
+    simulate,
+)
+from learning import Learner, Watch
+from mirror import MirrorPlane, find_mirror_plane, project_beside_plane
+
+from cryoai import read_map
+from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.tensors import ParticleBatch
+from cryoai.training.winners import Winners
+from cryoai.volumes import VolumeKind, count_parameters, width_for_budget
+
+VOLUMES: tuple[VolumeKind, ...] = get_args(VolumeKind)
+GRIDS = ("fourier_grid", "real_grid")
+# Of Adam, for the volume: the best of `rates`.
+LEARNING_RATES = {
+    "fourier_net": 1e-3, "siren": 1e-3, "positional_mlp": 1e-3, "fourier_grid": 1e-1, "real_grid": 1e-1
+}  # fmt: skip
+TRIED_RATES = {True: (1e-2, 3e-2, 1e-1, 3e-1), False: (3e-4, 1e-3, 3e-3)}
+SCHEME_RATES = {"fourier_net": 3e-4, "real_grid": 1e-2}
+LOSSES = ("symmetrized", "l2")
+
+
+def loss_arms(args: argparse.Namespace) -> None:
+    """Both losses, for both volumes, in the paper's scheme."""
+    results = Results(args.work / "paper.jsonl")
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for volume, rate in SCHEME_RATES.items():
+            for loss in LOSSES:
+                label = f"{volume}, {loss}"
+                if results.read(label=label, seed=seed):
+                    continue
+                options = {"label": label, "volume": volume, "loss": loss, "volume_lr": rate, "head": "s2s2"}
+                scheme = {"hypotheses": None, "batch": None, "encoder_lr": None, **options}
+                results.append(paper_scheme.run(argparse.Namespace(**{**vars(args), **scheme}), seed))
+                show(f"{label}, seed {seed}:", results.read()[-1])
+    for label in dict.fromkeys(entry["label"] for entry in results.read()):
+        ends = results.read(label=label)
+        print(f"{label}: {sum(has_converged(entry) for entry in ends)} of {len(ends)} converged")
+
+
+def volume_config(volume: VolumeKind, args: argparse.Namespace, seed: int) -> ReconstructConfig:
+    """The default training with another volume."""
+    width = 8 if volume in GRIDS else width_for_budget(volume, args.budget)
+    options = {
+        "method": "amortized", "seed": seed, "amortize.volume": volume, "amortize.volume_width": width,
+        "amortize.volume_learning_rate": LEARNING_RATES[volume], **parse_overrides(args.set),
+    }  # fmt: skip
+    return load_config(None, options)
+
+
+def volume_arms(args: argparse.Namespace) -> None:
+    """Steps and seconds until each volume shows the molecule."""
+    results, curves = Results(args.work / "ablation.jsonl"), Results(args.work / "ablation_curves.jsonl")
+    test = load(simulate(args.set_name, args.work, args.data, args.particles))
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        for volume in args.volumes:
+            key = {"what": "volume", "volume": volume, "seed": seed, "set": args.set_name, "target": args.target}
+            if results.read(**key):
+                continue
+            watch = Watch(
+                args.minutes, every_steps=args.every_steps, first_step=args.first_step, until_px=args.target,
+                particles=500,
+            )  # fmt: skip
+            config = volume_config(volume, args, seed)
+
+            def tell(figures: dict[str, Any], key: dict[str, Any] = key) -> None:
+                curves.append({**key, **figures})
+                show(f"  {key['volume']} seed {key['seed']}:", figures)
+
+            learner = Learner(test, config, watch, tell)
+            parameters = count_parameters(learner.trainer.model.volume)
+            results.append({**key, "parameters": parameters, **learner.run()})
+            learner.write(args.work / "maps" / f"{args.set_name}, {volume}-seed{seed}.mrc")
+    for volume in args.volumes:
+        runs = results.read(what="volume", volume=volume, set=args.set_name, target=args.target)
+        good = [entry for entry in runs if entry["reached"]]
+        line = f"{volume:15} {len(good)} of {len(runs)} reached {args.target} px"
+        if good:
+            median = {n: np.median([entry[n] for entry in good]) for n in ("step", "seconds")}
+            line += f"; {median['step']:.0f} steps, {median['seconds']:.0f} s, {runs[0]['parameters']} parameters"
+        print(line)
+
+
+class KnownPoses:
+    """A run's own particles with their true poses."""
+
+    def __init__(self, test: TestSet, batch_size: int) -> None:
+        self._test, self._size = test, batch_size
+
+    def __call__(self, step: int) -> tuple[ParticleBatch, Winners]:
+        rows = np.random.default_rng(step).permutation(len(self._test.particles))[: self._size]
+        pose = self._test.pose(rows)
+        rotation, translation = (
+            torch.from_numpy(np.asarray(values, np.float32)) for values in (pose.rotation, pose.translation)
+        )
+        return self._test.data.batch(rows), Winners(rotation, translation)
+
+
+def rates(args: argparse.Namespace) -> None:
+    """How well each volume fits images of known poses in ``--rate-steps`` steps."""
+    results = Results(args.work / "rates.jsonl")
+    test = load(simulate(args.set_name, args.work, args.data, args.particles))
+    for volume in args.volumes:
+        for rate in TRIED_RATES[volume in GRIDS]:
+            key = {"volume": volume, "rate": rate, "steps": args.rate_steps, "set": args.set_name}
+            if results.read(**key):
+                continue
+            # Nearly no encoder: it is shown the poses as well.
+            config = load_config(None, {
+                **volume_config(volume, args, 0).model_dump(), "encoder": {"widths": (2,), "hypotheses": 100},
+            })  # fmt: skip
+            amortize = config.amortize.model_copy(update={
+                "steps": args.rate_steps, "volume_learning_rate": rate, "march_steps": args.rate_steps // 3,
+            })  # fmt: skip
+            trainer = make_trainer(
+                test.data, config.model_copy(update={"amortize": amortize}), KnownPoses(test, amortize.batch_size)
+            )
+            clock = Clock()
+            trainer.train()
+            seconds = clock.seconds
+            loss = float(np.mean([record.volume_loss for record in trainer.history[-20:]]))
+            figures = measure_map(trainer.model.volume.to_map(), test.true_map).figures
+            results.append({**key, "seconds": seconds, "volume_loss": loss, **figures})
+            show("rates:", results.read()[-1])
+
+
+def mirror(args: argparse.Namespace) -> None:
+    """The best mirror plane of every map that `loss` left, and of the truth."""
+    results = Results(args.work / "mirror.jsonl")
+    true_map = next(args.work.glob(f"{args.molecule}-{args.box}px-*/true_map.mrc"))
+    maps = [path for loss in LOSSES for path in sorted((args.work / "maps").glob(f"*, {loss}-seed*.mrc"))]
+    for path in [true_map, *maps]:
+        name = "truth" if path == true_map else path.stem
+        if results.read(map=name):
+            continue
+        density, true = (torch.from_numpy(np.array(read_map(p).density, np.float32)) for p in (path, true_map))
+        plane = find_mirror_plane(density)
+        figures = {"mirror": plane.correlation, "normal": plane.normal.tolist(), "offset": plane.offset}
+        results.append({"map": name, "file": str(path), **figures, **measure_map(density, true).figures})
+        show(name, {"mirror": plane.correlation, **measure_map(density, true).figures})
+
+
+def draw_mirror(args: argparse.Namespace) -> None:
+    """Projections along each map's best mirror plane, which is their vertical middle line."""
+    import matplotlib.pyplot as plt
+
+    entries = Results(args.work / "mirror.jsonl").read()
+    most_alike: dict[str, dict[str, Any]] = {}
+    for entry in sorted(entries, key=lambda entry: entry["mirror"]):
+        most_alike[entry["map"].partition("-seed")[0]] = entry
+    shown = [most_alike[label] for label in dict.fromkeys(e["map"].partition("-seed")[0] for e in entries)]
+    figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown), 3), squeeze=False)
+    for axis, entry in zip(axes[0], shown, strict=True):
+        density = torch.from_numpy(np.array(read_map(Path(entry["file"])).density, np.float32))
+        plane = MirrorPlane(entry["mirror"], np.array(entry["normal"]), entry["offset"])
+        axis.imshow(project_beside_plane(density, plane), cmap="gray", interpolation="bilinear")
+        axis.axvline(density.shape[-1] // 2, color="C1", linewidth=0.7, linestyle=":")
+        title = f"{entry['map']}\nlike its mirror image: {entry['mirror']:.2f}\nFSC 0.5: {entry['fsc_px']:.1f} px"
+        axis.set_title(title, fontsize=8)
+        axis.axis("off")
+    figure.tight_layout()
+    figure.savefig(args.images / "spurious_symmetry.png", dpi=130)
+
+
+def draw_volumes(args: argparse.Namespace) -> None:
+    """Steps and seconds to the target: a dot per seed; runs that never got there are crosses at the top."""
+    import matplotlib.pyplot as plt
+
+    entries = Results(args.work / "ablation.jsonl").read(what="volume", set=args.set_name, target=args.target)
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.4))
+    for axis, name in zip(axes, ("step", "seconds"), strict=True):
+        for place, volume in enumerate(VOLUMES):
+            runs = [entry for entry in entries if entry["volume"] == volume]
+            for marker, reached in (("o", True), ("x", False)):
+                values = [entry[name] for entry in runs if entry["reached"] is reached]
+                axis.plot([place] * len(values), values, marker, color=f"C{place}", alpha=0.6)
+            good = sum(entry["reached"] for entry in runs)
+            axis.text(place, 0, f"{good}/{len(runs)}", ha="center", va="bottom", fontsize=8)
+        axis.set_xticks(range(len(VOLUMES)), [v.replace("_", "\n") for v in VOLUMES], fontsize=8)
+        axis.set(ylabel=f"{name} until {args.target} px", xlim=(-0.5, len(VOLUMES) - 0.5), ylim=(0, None))
+    figure.tight_layout()
+    figure.savefig(args.images / "volumes.png", dpi=110)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("part", nargs="?", choices=("loss", "volume", "rates", "mirror"), default="loss")
+    paper_scheme.add_scheme_options(parser)
+    parser.add_argument("--set", nargs="*", default=[], help="options such as encoder.widths=[16,32]")
+    parser.add_argument("--volumes", nargs="+", default=VOLUMES, choices=VOLUMES)
+    parser.add_argument("--set-name", default="4ake_ideal", help="particles of `volume`")
+    parser.add_argument("--target", type=float, default=2.6, help="px, of `volume`")
+    parser.add_argument("--budget", type=int, default=84_000, help="parameters of a network; grids have their own")
+    parser.add_argument("--every-steps", type=int, default=25, help="between two looks of `volume`")
+    parser.add_argument("--first-step", type=int, default=100)
+    parser.add_argument("--rate-steps", type=int, default=150)
+    args = parse(parser)
+    if args.figures:
+        args.images.mkdir(parents=True, exist_ok=True)
+        for file, figure in (("mirror", draw_mirror), ("ablation", draw_volumes), ("paper_curves", draw_losses)):
+            if (args.work / f"{file}.jsonl").exists():
+                figure(args)
+        return
+    {"loss": loss_arms, "volume": volume_arms, "rates": rates, "mirror": mirror}[args.part](args)
+
+
+def draw_losses(args: argparse.Namespace) -> None:
+    paper_scheme.draw(argparse.Namespace(**{**vars(args), "label": None}), "losses.png")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,191 @@
+"""``--method amortized`` from scratch: time, map and poses on simulated particles of three molecules.
+
+    python benchmarks/amortized.py --work /tmp/amortized [--sets 4ake_ideal …] [--seeds 5] [--curve 100]
+    python benchmarks/amortized.py --work /tmp/amortized --figures
+
+10,000 images of 32 px with CTFs and shifts of 2 px, noise-free, at 0 dB and at -10 dB. Each seed trains as
+``cryoai reconstruct`` does (`train_from_scratch`); the seconds are those of training alone. Poses are then the
+encoder's first hypothesis, the best of its 32 as scored against the neural volume, and that after local refinement.
+One line of JSON per run goes to ``amortized.jsonl``, one per evaluation on the way to ``amortized_curves.jsonl``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from harness import (
+    CONVERGED_PX,
+    CONVERGED_ROTATION,
+    MOLECULES,
+    NOISE,
+    Clock,
+    Results,
+    add_options,
+    describe_encoder,
+    has_converged,
+    load,
+    measure,
+    parse,
+    parse_overrides,
+    show,
+    simulate,
+)
+
+from cryoai.physics.slicing import FourierVolume
+from cryoai.reconstruction.amortize import make_encoder, train_from_scratch
+from cryoai.reconstruction.checkpoint import Checkpoint
+from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.reconstruction.progress import Progress
+from cryoai.training.trainer import TrainingDivergedError
+from cryoai.volumes import make_volume
+
+SETS = [f"{molecule}_{noise}" for molecule in ("4ake", "4v5a", "5nrl") for noise in NOISE]
+_CHUNK = 1000
+
+
+class Watcher(Checkpoint):
+    """A checkpoint that shows each state of the training to an observer."""
+
+    def __init__(self, folder: Path, look: Callable[[dict[str, Any]], None]) -> None:
+        super().__init__(folder, "benchmark")
+        self._look = look
+        self.state: dict[str, Any] = {}
+
+    def save(self, step: str, values: dict[str, Any]) -> None:
+        super().save(step, values)
+        self.state = values
+        self._look(values)
+
+
+def density_of(state: dict[str, Any], config: ReconstructConfig, box: int) -> torch.Tensor:
+    volume = make_volume(config.amortize.volume, box, width=config.amortize.volume_width)
+    volume.load_state_dict(_part(state, "volume."))
+    return volume.to_map()
+
+
+def _part(state: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): t for name, t in state["model"].items() if name.startswith(prefix)}
+
+
+def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespace, curves: Results) -> dict:
+    """One training and what came of it."""
+    test = load(simulate(name, args.work, args.data, args.particles))
+    key = {"set": name, "seed": seed, "label": args.label}
+    some = np.sort(np.random.default_rng(0).permutation(len(test.particles))[:_CHUNK])
+    clock = Clock()
+
+    def look(state: dict[str, Any]) -> None:
+        if not args.curve:
+            return
+        with clock.paused(), torch.no_grad():
+            density = density_of(state, config, test.data.disk.box_size)
+            rendered = FourierVolume(state["rendered"], test.data.disk.box_size, 2)
+            encoder = make_encoder(config, test.data)
+            encoder.load_state_dict(_part(state, "encoder."))
+            trained = describe_encoder(encoder, config, test.data, state["noise_power"])
+            figures = measure(test, trained, rendered, density, some)
+            losses = np.array(state["history"], float)[-50:, 2:4]
+            entry = {"step": state["step"], "volume_loss": float(np.mean(losses[:, 0])), **figures}
+        entry["seconds"] = clock.seconds
+        curves.append({**key, **entry})
+        show(f"  {name} seed {seed}", {n: v for n, v in entry.items() if n != "first"})
+
+    with tempfile.TemporaryDirectory() as folder:
+        watcher = Watcher(Path(folder), look)
+        try:
+            result = train_from_scratch(test.data, config, watcher, Progress())
+        except TrainingDivergedError as error:
+            return {**key, "diverged": str(error), "seconds": clock.seconds, "converged": False}
+        seconds = clock.seconds
+    density = density_of(watcher.state, config, test.data.disk.box_size)
+    rows = np.arange(len(test.particles))
+    figures = measure(test, result.trained, result.volume, density, rows, ("first", "scored", "refined"))
+    return {
+        **key, "seconds": seconds, "step_seconds": result.history[-1].seconds, "steps": len(result.history),
+        "skipped": result.skipped, "converged": has_converged(figures), "threads": args.threads, **figures,
+    }  # fmt: skip
+
+
+def draw(args: argparse.Namespace) -> None:
+    """Resolution and rotation errors over time: noise in columns, one line per run."""
+    import matplotlib.pyplot as plt
+
+    curves = Results(args.work / "amortized_curves.jsonl").read(label=args.label)
+    figure, axes = plt.subplots(2, len(NOISE), figsize=(11, 6), sharex=True, sharey="row", squeeze=False)
+    colours = dict(zip(MOLECULES, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
+    for run_key in sorted({(entry["set"], entry["seed"]) for entry in curves}):
+        molecule, noise = run_key[0].split("_")
+        lines = [entry for entry in curves if (entry["set"], entry["seed"]) == run_key]
+        minutes = [entry["seconds"] / 60 for entry in lines]
+        column = list(NOISE).index(noise)
+        label = molecule if run_key[1] == min(e["seed"] for e in curves if e["set"] == run_key[0]) else None
+        values = [e["fsc_px"] for e in lines], [e["scored"]["rotation_median"] for e in lines]
+        for row, y in enumerate(values):
+            axes[row, column].plot(minutes, y, color=colours[molecule], label=label, linewidth=1)
+    for column, noise in enumerate(NOISE):
+        axes[0, column].set_title(noise if NOISE[noise] is None else f"{noise} dB")
+        axes[0, column].axhline(CONVERGED_PX, color="0.7", linestyle=":")
+        axes[1, column].axhline(CONVERGED_ROTATION, color="0.7", linestyle=":")
+        axes[1, column].set(yscale="log", xlabel="minutes of training")
+    axes[0, 0].set_yscale("log")
+    axes[0, 0].set_yticks((2, 3, 4, 8, 16), ("2", "3", "4", "8", "16"))
+    axes[0, 0].minorticks_off()
+    axes[0, 0].set_ylabel("map against truth, FSC 0.5 (px)")
+    axes[1, 0].set_ylabel("median rotation error\n(best of 32 hypotheses)")
+    axes[0, 0].legend()
+    args.images.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(args.images / "amortized.png", dpi=110)
+
+
+def summarise(results: list[dict]) -> None:
+    for name in dict.fromkeys(entry["set"] for entry in results):
+        runs = [entry for entry in results if entry["set"] == name]
+        good = [entry for entry in runs if has_converged(entry)]
+        line = f"{name:12} {len(good)} of {len(runs)} converged"
+        if good:
+            median = {n: float(np.median([e[n] for e in good])) for n in ("seconds", "fsc_px")}
+            medians = " / ".join(
+                f"{np.median([e[way]['rotation_median'] for e in good]):.4f}"
+                for way in ("first", "scored", "refined")
+            )
+            line += f"; {median['seconds']:.0f} s, {median['fsc_px']:.2f} px, rotations {medians}"
+        print(line)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--sets", nargs="+", default=SETS, choices=[*SETS, *(f"phantom_{n}" for n in NOISE)])
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--particles", type=int, default=10_000)
+    parser.add_argument("--curve", type=int, default=0, help="evaluate every so many steps")
+    parser.add_argument("--config", type=Path, help="YAML file of cryoai reconstruct")
+    parser.add_argument("--set", nargs="*", default=[], help="options such as amortize.steps=600")
+    parser.add_argument("--label", default="default", help="names runs with other options")
+    args = parse(parser)
+    results = Results(args.work / "amortized.jsonl")
+    if args.figures:
+        draw(args)
+    overrides = parse_overrides(args.set)
+    if args.curve:
+        overrides["amortize.save_every"] = args.curve
+    for seed in range(args.first_seed, args.first_seed + args.seeds) if not args.figures else ():
+        for name in args.sets:
+            if results.read(set=name, seed=seed, label=args.label):
+                continue
+            config = load_config(args.config, {**overrides, "method": "amortized", "seed": seed})
+            results.append(run(name, seed, config, args, Results(args.work / "amortized_curves.jsonl")))
+            show(f"{name} seed {seed}", results.read()[-1])
+    summarise(results.read(label=args.label))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,169 @@
+"""The scheme of Levy et al. (2022) itself on an easy problem: does it converge, and how fast?
+
+    python benchmarks/paper_scheme.py --work /tmp/paper --minutes 30 --seeds 5 [--head anchored --hypotheses 8]
+    python benchmarks/paper_scheme.py --work /tmp/paper --figures
+
+configs/paper-small.yaml (one pose per image through S²×S², FourierNet, the symmetrised loss) is trained on
+noise-free, centred images without CTF. Learning curves go to ``paper_curves.jsonl``, ends of runs to
+``paper.jsonl``, final maps to ``maps/``. The encoder's own pose is the ``first``; ``scored`` is the better of those
+of the image and of its copy turned by 180° (with several hypotheses, the best of all).
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any, get_args
+
+from harness import (
+    CONVERGED_PX,
+    CONVERGED_ROTATION,
+    MOLECULES,
+    NOISE,
+    REPOSITORY,
+    Results,
+    add_options,
+    has_converged,
+    load,
+    parse,
+    parse_overrides,
+    show,
+    simulate,
+)
+from learning import Learner, Watch
+
+from cryoai.poses.pose_encoder import HeadKind
+from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.volumes import VolumeKind
+
+SMALL = REPOSITORY / "configs" / "paper-small.yaml"
+ROTATIONS_OF_GRID = 4608
+
+
+def make_config(args: argparse.Namespace, seed: int) -> ReconstructConfig:
+    """configs/paper-small.yaml with what the command line changes."""
+    box = args.box
+    radii = {f"amortize.{name}_radius": box / 2 for name in ("first", "last", "search")}
+    options: dict[str, Any] = {
+        "seed": seed, "box_size": box, "encoder.box_size": args.encoder_box or box, **radii,
+        "encoder.head": args.head, "amortize.symmetrized": args.loss == "symmetrized",
+        "amortize.steps": 10_000_000,
+    }  # fmt: skip
+    hypotheses = args.hypotheses or (ROTATIONS_OF_GRID if args.head == "so3_grid" else 8)
+    named = {
+        "encoder.hypotheses": hypotheses, "amortize.volume": args.volume, "amortize.batch_size": args.batch,
+        "amortize.encoder_learning_rate": args.encoder_lr, "amortize.volume_learning_rate": args.volume_lr,
+    }  # fmt: skip
+    options.update({name: value for name, value in named.items() if value is not None})
+    return load_config(args.config, {**options, **parse_overrides(args.set)})
+
+
+def default_label(args: argparse.Namespace) -> str:
+    """What tells runs apart."""
+    parts = [args.molecule, f"{args.box}px", args.head, *([str(args.hypotheses)] if args.hypotheses else [])]
+    parts += [args.loss, args.volume or "fourier_net"]
+    for name in ("batch", "encoder_lr", "volume_lr"):
+        if getattr(args, name) is not None:
+            parts.append(f"{name}{getattr(args, name):g}")
+    return "-".join(parts + args.set)
+
+
+def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """One training; its end."""
+    label = args.label or default_label(args)
+    key = {"label": label, "head": args.head, "loss": args.loss, "molecule": args.molecule, "seed": seed}
+    folder = simulate(
+        args.molecule, args.work, args.data, args.particles, box=args.box, centred=not args.shifts, ctf=args.ctf
+    )
+    curves = Results(args.work / "paper_curves.jsonl")
+
+    def tell(figures: dict[str, Any]) -> None:
+        curves.append({**key, **figures})
+        show(f"  {label} seed {seed}:", figures)
+
+    watch = Watch(args.minutes, args.every, until_px=args.until_px)
+    learner = Learner(load(folder), make_config(args, seed), watch, tell)
+    end = learner.run()
+    learner.write(args.work / "maps" / f"{label}-seed{seed}.mrc")
+    return {**key, "minutes": args.minutes, "threads": args.threads, "converged": has_converged(end), **end}
+
+
+def draw(args: argparse.Namespace, name: str = "paper_scheme.png") -> None:
+    """Loss, rotation error and resolution over time; a column per label, a line per seed."""
+    import matplotlib.pyplot as plt
+
+    curves = Results(args.work / "paper_curves.jsonl").read()
+    labels = [args.label] if args.label else sorted({entry["label"] for entry in curves})
+    rows = {
+        "loss": (lambda e: e["volume_loss"], None),
+        "median rotation error": (lambda e: e["scored"]["rotation_median"], CONVERGED_ROTATION),
+        "FSC 0.5 (px)": (lambda e: e["fsc_px"], CONVERGED_PX),
+    }
+    figure, axes = plt.subplots(
+        len(rows), len(labels), figsize=(1.2 + 3.2 * len(labels), 7), sharex="col", sharey="row", squeeze=False
+    )
+    for column, label in enumerate(labels):
+        axes[0, column].set_title(label, fontsize="small")
+        axes[-1, column].set_xlabel("minutes of training")
+        lines = [entry for entry in curves if entry["label"] == label]
+        for seed in sorted({entry["seed"] for entry in lines}):
+            line = [entry for entry in lines if entry["seed"] == seed]
+            for row, (value, _) in enumerate(rows.values()):
+                axes[row, column].plot(
+                    [e["seconds"] / 60 for e in line], [value(e) for e in line], ".-", linewidth=1
+                )
+        for row, (_, target) in enumerate(rows.values()):
+            axes[row, column].set_yscale("log")
+            if target is not None:
+                axes[row, column].axhline(target, color="0.7", linestyle=":")
+    for row, title in enumerate(rows):
+        axes[row, 0].set_ylabel(title)
+    args.images.mkdir(parents=True, exist_ok=True)
+    figure.tight_layout()
+    figure.savefig(args.images / name, dpi=110)
+
+
+def add_scheme_options(parser: argparse.ArgumentParser) -> None:
+    molecules = [f"{molecule}_{noise}" for molecule in MOLECULES for noise in NOISE]
+    parser.add_argument("--molecule", default="phantom_ideal", choices=molecules)
+    parser.add_argument("--box", type=int, default=32)
+    parser.add_argument("--encoder-box", type=int, help="px that the encoder looks at; default: all")
+    parser.add_argument("--particles", type=int, default=10_000)
+    parser.add_argument("--shifts", action="store_true", help="images are off-centre by 2 px at a box of 32")
+    parser.add_argument("--ctf", action="store_true", help="images have a CTF")
+    parser.add_argument("--config", type=Path, default=SMALL)
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
+    parser.add_argument("--until-px", type=float, default=0.0, help="stop at this resolution")
+    parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first-seed", type=int, default=0)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    add_scheme_options(parser)
+    parser.add_argument("--head", default="s2s2", choices=get_args(HeadKind))
+    parser.add_argument("--hypotheses", type=int, help="of the anchored head (default 8), rotations of the grid")
+    parser.add_argument("--loss", default="symmetrized", choices=("symmetrized", "l2"))
+    parser.add_argument("--volume", choices=get_args(VolumeKind))
+    parser.add_argument("--batch", type=int)
+    parser.add_argument("--encoder-lr", type=float)
+    parser.add_argument("--volume-lr", type=float)
+    parser.add_argument("--set", nargs="*", default=[], help="options such as encoder.widths=[16,32]")
+    parser.add_argument("--label", help="names runs; default: from the options")
+    args = parse(parser)
+    if args.figures:
+        draw(args)
+        return
+    results = Results(args.work / "paper.jsonl")
+    for seed in range(args.first_seed, args.first_seed + args.seeds):
+        if not results.read(label=args.label or default_label(args), seed=seed):
+            results.append(run(args, seed))
+            show(f"seed {seed}:", results.read()[-1])
+    ends = results.read(label=args.label or default_label(args))
+    print(f"{sum(has_converged(entry) for entry in ends)} of {len(ends)} converged")
+
+
+if __name__ == "__main__":
+    main()

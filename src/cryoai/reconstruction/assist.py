@@ -1,0 +1,42 @@
+"""The processes of a run beyond the first: they share the training, and leave reading folders and writing to it."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+from cryoai.errors import InputError
+from cryoai.reconstruction.amortize import train_from_scratch
+from cryoai.reconstruction.checkpoint import Checkpoint
+from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.reading import read_training_data
+from cryoai.reconstruction.run_folder import fingerprint
+from cryoai.types import ParticleSet
+
+
+def process_rank() -> int:
+    """Which of the processes that ``torchrun`` or Slurm started this is; 0 for the first or only one."""
+    return int(os.environ.get("RANK", 0))
+
+
+def assist(particles: ParticleSet, output: Path, config: ReconstructConfig) -> None:
+    """Train with the first process, on this process's share of the particles.
+
+    Raises
+    ------
+    InputError
+        The method is one that only one process can run.
+    """
+    if config.method != "amortized":
+        raise InputError(
+            f"--method {config.method} runs in one process", advice="start it without torchrun, or use amortized"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        data = read_training_data(particles, config, Path(scratch), Progress())
+        try:
+            checkpoint = Checkpoint(output / "checkpoint", fingerprint(particles, config))
+            train_from_scratch(data, config, checkpoint, Progress())
+        finally:
+            data.close()

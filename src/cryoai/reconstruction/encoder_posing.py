@@ -1,0 +1,66 @@
+"""Poses of many particles by an encoder: its hypotheses, scored against a map, then refined locally."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.poses.encoder import fold_batch_norm
+from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
+from cryoai.poses.grid_head import GridHead
+from cryoai.poses.pose_encoder import PoseEncoder
+from cryoai.reconstruction.encoder_file import TrainedEncoder
+from cryoai.tensors import ParticleBatch, PoseHypotheses
+from cryoai.training.losses import join_hypotheses
+
+_IMAGES_AT_ONCE = 512
+
+
+class EncoderInference:
+    """A trained encoder ready to pose particles.
+
+    Parameters
+    ----------
+    trained
+        The encoder; it is copied, with its normalisation folded into the convolutions.
+    device
+        Where to run it.
+    bf16
+        Matrix products and convolutions in bfloat16.
+    """
+
+    def __init__(self, trained: TrainedEncoder, device: torch.device | str = "cpu", bf16: bool = True) -> None:
+        self._trained = trained
+        self._encoder: PoseEncoder = fold_batch_norm(trained.encoder).to(device)
+        self._device = torch.device(device)
+        self._bf16 = bf16
+
+    @torch.no_grad()
+    def hypotheses(self, batch: ParticleBatch) -> PoseHypotheses:
+        """The encoder's best poses of each particle, best first by its own weights; in the host's memory."""
+        box = self._encoder.settings.encoder.box_size
+        images = make_encoder_images(batch.prefix(self._trained.radius), box, ctf=self._trained.ctf).to(
+            self._device
+        )
+        found = self._encode(images)
+        if self._trained.symmetrized:
+            found = join_hypotheses(found, undo_turn(self._encode(turn_by_pi(images))))
+        if self._trained.mirrored:
+            mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+            found = PoseHypotheses(mirror @ found.rotation @ mirror, found.translation, found.log_weight)
+        return found
+
+    def _encode(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
+        options = {}
+        if isinstance(self._encoder.head, GridHead):
+            options["keep"] = min(self._trained.keep, len(self._encoder.head.get_buffer("anchors")))
+        parts = []
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
+            for part in images.split(_IMAGES_AT_ONCE):
+                parts.append(self._encoder(part, **options))
+        return PoseHypotheses(
+            torch.cat([p.rotation for p in parts]).cpu(),
+            torch.cat([p.translation for p in parts]).cpu(),
+            torch.cat([p.log_weight for p in parts]).cpu(),
+        )

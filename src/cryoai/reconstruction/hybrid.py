@@ -1,0 +1,202 @@
+"""After a bootstrap: an encoder trained on its map, and what poses every particle with an encoder."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.slicing import FourierVolume
+from cryoai.poses.search import (
+    make_search_grid,
+    make_translation_grid,
+    search_poses,
+    search_translations,
+    translation_step,
+)
+from cryoai.reconstruction.amortize import describe_step, make_encoder
+from cryoai.reconstruction.bootstrap import BootstrapResult
+from cryoai.reconstruction.checkpoint import Checkpoint
+from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.reconstruction.encoder_file import TrainedEncoder
+from cryoai.reconstruction.encoder_posing import EncoderInference
+from cryoai.reconstruction.global_search import refine_in_stages
+from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.refine import CHUNK, RefinementState
+from cryoai.tensors import ParticleBatch
+from cryoai.training.model import AmortizedModel
+from cryoai.training.settings import TrainingSettings
+from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
+from cryoai.training.trainer import StepRecord, Trainer, make_fabric, measure_image_power
+from cryoai.training.winners import Winners
+
+# Real particles whose CTFs the simulated images have, and those that show how far particles are off-centre.
+_POOL, _FOR_SHIFTS = 4000, 500
+_CURRICULUM_SHARE = 0.5
+_SAVE_EVERY = 250
+# Hypotheses of each particle that are refined locally.
+_REFINED = 12
+# How far translations are searched around the encoder's, in steps of the lattice of a global search.
+_MOVES = 1.5
+
+
+@dataclass(frozen=True)
+class _InTurn:
+    """Simulated images first, real ones after."""
+
+    simulated: BatchSource
+    real: BatchSource
+    change: int
+
+    def __call__(self, step: int) -> tuple[ParticleBatch, Winners | None]:
+        return self.simulated(step) if step < self.change else self.real(step)
+
+
+def uses_encoder(config: ReconstructConfig, particles: int) -> bool:
+    """Whether an encoder poses the particles after the bootstrap."""
+    if config.method != "hybrid" or config.hybrid.encoder == "never":
+        return False
+    return config.hybrid.encoder == "always" or particles >= config.hybrid.fewest_particles
+
+
+def train_on_map(
+    data: ParticleData,
+    start: BootstrapResult,
+    config: ReconstructConfig,
+    checkpoint: Checkpoint,
+    progress: Progress,
+) -> tuple[TrainedEncoder, tuple[StepRecord, ...]]:
+    """Train the encoder on images simulated from the bootstrap's map, then on the real ones.
+
+    Parameters
+    ----------
+    data
+        The particles: their CTFs, noise and shifts are copied by the simulation.
+    start
+        Map and noise spectrum.
+    config, checkpoint, progress
+        Of the run.
+
+    Returns
+    -------
+    tuple
+        The encoder, and one record per step.
+    """
+    options = config.hybrid
+    radius = float(min(config.bootstrap.last_radius, data.disk.radius[-1]))
+    box_length = data.disk.box_size * data.pixel_size
+    rows = np.random.default_rng(config.seed).permutation(data.usable_rows)
+    pool = data.batch(np.sort(rows[:_POOL]), radius)
+    settings = TrainingSettings(
+        steps=options.simulated_steps + options.real_steps, batch_size=options.batch_size,
+        encoder_learning_rate=options.learning_rate, first_radius=radius, last_radius=radius,
+        search_radius=radius, max_shift=config.bootstrap.max_shift * box_length, march_steps=0,
+        sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=options.keep,
+        encoder_ctf=config.encoder.ctf,
+    )  # fmt: skip
+    model = AmortizedModel(make_encoder(config, data), None, settings)
+    fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
+    volume = start.volume.to(data.device)
+    noise = start.noise_power[: pool.disk.shell_count]
+    simulated = SimulatedParticles(
+        volume, pool, noise, _shift_sigma(pool[:_FOR_SHIFTS], volume, noise, config), options.batch_size,
+        config.seed, int(_CURRICULUM_SHARE * options.simulated_steps),
+    )  # fmt: skip
+    source = _InTurn(
+        simulated,
+        RealParticles(data, rows[: config.bootstrap.images], radius, options.batch_size, config.seed),
+        options.simulated_steps,
+    )
+    image_power = measure_image_power(pool)
+    trainer = Trainer(
+        model, source, settings, seed=config.seed, image_power=image_power, map_volume=volume,
+        noise_power=noise, fabric=fabric,
+    )  # fmt: skip
+    saved = checkpoint.load("encoder_training")
+    if saved is not None:
+        trainer.load_state(saved)
+    with progress.step("Training the encoder on the bootstrap's map", settings.steps) as done:
+        while trainer.step < settings.steps:
+            until = min(settings.steps, trainer.step + _SAVE_EVERY)
+            trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
+            checkpoint.save("encoder_training", trainer.state())
+    trained = TrainedEncoder(
+        model.encoder.cpu(), config.encoder.ctf, False, data.disk.box_size, float(data.pixel_size), radius,
+        noise, image_power, options.keep,
+    )  # fmt: skip
+    return trained, tuple(trainer.history)
+
+
+def _shift_sigma(
+    batch: ParticleBatch, volume: FourierVolume, noise: Float[Tensor, " shells"], config: ReconstructConfig
+) -> float:
+    """Å, standard deviation of the translations that a search of some particles finds."""
+    radius = float(batch.disk.radius[-1])
+    grid = make_search_grid(
+        config.bootstrap.rotations,
+        config.bootstrap.max_shift * batch.box_length,
+        translation_step(radius, batch.box_length),
+    )
+    found = search_poses(batch, volume, noise, grid, 1)
+    return float(found.translation[:, 0].square().mean().sqrt().clamp(min=0.5 * batch.pixel_size))
+
+
+def pose_all(
+    data: ParticleData,
+    state: RefinementState,
+    trained: TrainedEncoder,
+    volume: FourierVolume,
+    radius: float,
+    progress: Progress,
+    *,
+    refine: bool = True,
+) -> RefinementState:
+    """One pass of the encoder over all particles; its hypotheses are scored against a map and refined locally.
+
+    Parameters
+    ----------
+    data, state
+        The particles; the state's noise spectrum is used.
+    trained
+        The encoder.
+    volume
+        The map its poses belong to.
+    radius
+        Shells at which hypotheses are scored and refined.
+    progress
+        Of the run.
+    refine
+        Refine them, or leave them as the encoder has them.
+    """
+    inference = EncoderInference(trained, data.device)
+    rotation, translation = state.rotation.clone(), state.translation.clone()
+    volume = volume.to(data.device)
+    with progress.step("Posing every particle with the encoder", len(state.used)) as done:
+        count = 0
+        for rows, batch in data.batches(state.used, CHUNK):
+            best = best_of_encoder(batch, inference, volume, state.noise_power, radius, refine)
+            rotation[rows], translation[rows] = best
+            count += len(rows)
+            done(count)
+    return replace(state, rotation=rotation, translation=translation)
+
+
+def best_of_encoder(
+    batch: ParticleBatch,
+    inference: EncoderInference,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    radius: float,
+    refine: bool = True,
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
+    """Rotations and translations (Å): the best of the encoder's hypotheses, after local refinement if asked."""
+    inside = batch.prefix(radius)
+    step = translation_step(radius, batch.box_length)
+    moves = make_translation_grid(_MOVES * step, 0.5 * step)
+    best = search_translations(inside, volume, noise_power, inference.hypotheses(batch), moves).sorted(_REFINED)
+    if refine:
+        best = refine_in_stages(inside, volume, noise_power, best, ((radius, 1),))
+    return best.rotation[:, 0], best.translation[:, 0]

@@ -1,0 +1,250 @@
+"""`infer`: a trained encoder poses particles that its run has never seen."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.errors import InputError
+from cryoai.geometry.fourier import full_radius
+from cryoai.io import read_map, read_particles, write_particles_star
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.poses.local import pose_standard_deviations, refine_poses
+from cryoai.reconstruction.checks import check_method, check_particles, choose_device
+from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
+from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
+from cryoai.reconstruction.encoder_posing import EncoderInference
+from cryoai.reconstruction.hybrid import best_of_encoder
+from cryoai.reconstruction.output import finite_for_star
+from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.refine import CHUNK, fit_gain
+from cryoai.tensors import ParticleBatch
+from cryoai.types import ParticleSet, Pose
+
+# Box lengths in Å that differ by less are the same: pixel sizes are calibrated to about this.
+_SAME_LENGTH = 2e-3
+# Shells that hypotheses are scored at: enough to tell them apart, few enough to pull a coarse pose in.
+_SCORING_RADIUS = 12.0
+_REFINEMENT_STEPS = 4
+_FOR_POWER = 2000
+
+
+@dataclass(frozen=True, eq=False)
+class InferredPoses:
+    """Poses of new particles.
+
+    Attributes
+    ----------
+    rotation
+        (n, 3, 3), image to volume coordinates of the run's map.
+    translation
+        (n, 2), Å.
+    confidence
+        (n,) probability that the pose is in the right basin; 0 for images that cannot be used.
+    rotation_std, translation_std
+        (n,) radians and Å; NaN for images that cannot be used.
+    usable
+        (n,) whether the image could be used.
+    warnings
+        What the user should know.
+    seconds
+        Wall time of posing, without reading.
+    """
+
+    rotation: Float[Tensor, "n 3 3"]
+    translation: Float[Tensor, "n 2"]
+    confidence: Float[Tensor, " n"]
+    rotation_std: Float[Tensor, " n"]
+    translation_std: Float[Tensor, " n"]
+    usable: np.ndarray
+    warnings: tuple[str, ...]
+    seconds: float
+
+
+def infer(
+    particles: str | Path | ParticleSet,
+    run: str | Path,
+    output: str | Path | None = None,
+    *,
+    refine: bool = True,
+    datadir: str | Path | None = None,
+    pixel_size: float | None = None,
+    no_ctf: bool = False,
+    invert_contrast: str = "auto",
+    device: str = "auto",
+    progress: Progress | None = None,
+) -> InferredPoses:
+    """Pose new particles with the encoder and the map of a finished run.
+
+    Parameters
+    ----------
+    particles
+        As for `reconstruct`.
+    run
+        The run's folder, with ``encoder.pt`` and ``map.mrc``.
+    output
+        STAR file to write: the input's rows with poses and confidence; none is written by default.
+    refine
+        Refine the best hypotheses locally, and the winner to the map's full resolution; otherwise the pose is the
+        encoder's best-scoring hypothesis as it is.
+    datadir
+        Folder of the image stacks.
+    pixel_size
+        Å, of the images, in place of what the file says.
+    no_ctf
+        Take the images as not modulated by a CTF.
+    invert_contrast
+        ``"auto"``, ``"yes"`` or ``"no"``.
+    device
+        ``"auto"``, ``"cpu"`` or ``"cuda"``.
+    progress
+        Told what is going on.
+
+    Raises
+    ------
+    InputError
+        The run has no encoder, the particles do not fit it, or the output would replace them.
+    """
+    progress = progress or Progress()
+    config = load_config(None, {"pixel_size": pixel_size, "no_ctf": no_ctf, "device": device})
+    check_method(config)
+    run = Path(run)
+    if not run.is_dir():
+        raise InputError("is not a folder", file=run, advice="give the folder of a finished cryoai reconstruct")
+    trained = read_encoder(run / ENCODER_FILE)
+    density = read_map(run / "map.mrc")
+    if density.box_size != trained.box_size:
+        raise InputError(
+            f"has {density.box_size} voxels, the encoder was trained with {trained.box_size}",
+            file=run / "map.mrc",
+            advice="give the folder as cryoai reconstruct left it",
+        )
+    if not isinstance(particles, ParticleSet):
+        particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+    particles = _check_fit(particles, trained, config)
+    where = choose_device(config)
+    scratch = run
+    if output is not None:
+        _refuse_own_input(Path(output), particles)
+        scratch = Path(output).parent
+        scratch.mkdir(parents=True, exist_ok=True)
+    assert particles.pixel_size is not None
+    with progress.step("Reading and judging the images", len(particles)) as done:
+        data = ParticleData(
+            particles, particles.pixel_size, trained.box_size, invert_contrast=invert_contrast,
+            memory_limit=2**28, scratch=scratch, device=where, on_chunk=done,
+        )  # fmt: skip
+    try:
+        volume = volume_from_map(torch.from_numpy(np.array(density.density, np.float32))).to(where)
+        poses = _pose(data, trained, volume, refine, progress)
+    finally:
+        data.close()
+    if output is not None:
+        _write(particles, poses, Path(output))
+    return poses
+
+
+def _refuse_own_input(output: Path, particles: ParticleSet) -> None:
+    for path in (particles.source.path, *particles.stack_paths):
+        if Path(path).resolve() == output.resolve():
+            raise InputError("would be replaced by the result", file=path, advice="give another -o")
+
+
+def _check_fit(particles: ParticleSet, trained: TrainedEncoder, config: ReconstructConfig) -> ParticleSet:
+    """Refuse particles that the encoder cannot be shown; Fourier cropping to its box is exact, nothing else is."""
+    particles = check_particles(particles, config, fewest=1)
+    assert particles.pixel_size is not None and particles.box_size is not None
+    length = particles.box_size * particles.pixel_size
+    file = particles.source.path
+    if abs(length / trained.box_length - 1) > _SAME_LENGTH:
+        raise InputError(
+            f"its images are {length:.1f} Å wide ({particles.box_size} px of {particles.pixel_size:g} Å), those of "
+            f"the run {trained.box_length:.1f} Å: the encoder would see the particle at another size",
+            file=file,
+            advice=f"extract them with a box of {trained.box_length / particles.pixel_size:.0f} px",
+        )
+    if particles.box_size < trained.box_size:
+        raise InputError(
+            f"its images have {particles.box_size} px, fewer than the {trained.box_size} px of the run's: what "
+            "is missing cannot be made up",
+            file=file,
+            advice=f"extract them with at least {trained.box_size} px",
+        )
+    return particles
+
+
+def _pose(
+    data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, refine: bool, progress: Progress
+) -> InferredPoses:
+    count = len(data)
+    rotation, translation = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 2)
+    rotation_std, translation_std = torch.full((count,), np.nan), torch.full((count,), np.nan)
+    gain, expected = torch.zeros(count), torch.ones(count)
+    rows = data.usable_rows
+    if len(rows) == 0:
+        raise InputError("none of the images can be used: they are constant or not finite")
+    scale, warnings = _match_scale(data, trained)
+    if len(rows) < count:
+        warnings.append(f"{count - len(rows)} images are constant or not finite; their confidence is 0")
+    inference = EncoderInference(trained, data.device)
+    full = full_radius(data.disk.box_size)
+    noise = trained.noise_power
+    done_count, start = 0, time.perf_counter()
+    with progress.step("Posing", len(rows)) as done:
+        for part, batch in data.batches(rows, CHUNK):
+            batch = ParticleBatch(batch.images * scale, batch.ctf, batch.disk, batch.pixel_size)
+            best = best_of_encoder(batch, inference, volume, noise, min(_SCORING_RADIUS, full), refine)
+            iterations = _REFINEMENT_STEPS if refine else 0
+            local = refine_poses(batch, volume, noise, *best, iterations=iterations)
+            rotation[part], translation[part] = local.rotation, local.translation
+            rotation_std[part], translation_std[part] = (s.float() for s in pose_standard_deviations(local.hessian))
+            gain[part], expected[part] = fit_gain(batch, volume, noise, local.rotation, local.translation)
+            done_count += len(part)
+            done(done_count)
+    confidence = torch.zeros(count)
+    confidence[rows] = estimate_confidence(fit_quality(gain[rows], expected[rows]))
+    return InferredPoses(
+        rotation, translation, confidence, rotation_std, translation_std, data.judgement.usable,
+        tuple(warnings), time.perf_counter() - start,
+    )  # fmt: skip
+
+
+def _match_scale(data: ParticleData, trained: TrainedEncoder) -> tuple[float, list[str]]:
+    """The factor that brings new images to the intensity of the run's, from their power spectra."""
+    rows = data.usable_rows
+    batch = data.batch(rows[:: max(1, len(rows) // _FOR_POWER)][:_FOR_POWER])
+    power = batch.disk.mean_per_shell((batch.images.abs() ** 2).mean(0))
+    shells = min(len(power), len(trained.image_power))
+    ratio = (trained.image_power[1:shells] / power[1:shells].clamp(min=1e-20)).sqrt()
+    scale = float(ratio.median())
+    spread = float((ratio / scale).log().abs().median().exp())
+    warnings = []
+    if spread > 1.3:
+        warnings.append(
+            "the power spectrum of these images differs from that of the run's (another microscope, dose or "
+            "molecule?): look at the confidence before using the poses"
+        )
+    return scale, warnings
+
+
+def _write(particles: ParticleSet, poses: InferredPoses, path: Path) -> None:
+    """The input's rows with poses and confidence; images that cannot be used keep the input's pose."""
+    rotation, translation = poses.rotation.double().numpy(), poses.translation.double().numpy()
+    if particles.pose is not None:
+        unused = ~poses.usable
+        rotation = np.where(unused[:, None, None], particles.pose.rotation, rotation)
+        translation = np.where(unused[:, None], particles.pose.translation, translation)
+    extra = {
+        "cryoaiConfidence": poses.confidence.double().numpy(),
+        "cryoaiRotationStdDeg": finite_for_star(np.degrees(poses.rotation_std.double().numpy())),
+        "cryoaiTranslationStdAngst": finite_for_star(poses.translation_std.double().numpy()),
+    }
+    write_particles_star(path, particles, Pose(rotation, translation), extra)

@@ -1,0 +1,1 @@
+"""Training encoders and neural volumes: losses, winners, simulated images, and the loop around them."""
