@@ -484,7 +484,6 @@ def test_black_protein_is_inverted(run_folder: Path, cropped: Path, found: Infer
     assert share_of_same_poses(infer(star, run_folder, invert_contrast="yes"), found, 1e-3, 0.05) > 0.95
 
 
-@pytest.mark.xfail(reason="confidence is relative to the set's own median: all noise is as sure as all particles")
 def test_noise_is_not_posed_with_confidence(run_folder: Path, cropped: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(0).normal(size=(60, 32, 32))
     found = infer(write_particles(tmp_path / "noise", cropped, noise, pixel_size=8.0), run_folder)

@@ -34,7 +34,8 @@ def test_every_shipped_configuration_can_be_run(path: Path) -> None:
     config = load_config(path, {})
     check_method(config)
     assert config.box_size is not None
-    settings = PoseEncoderSettings(500.0, config.encoder.head, config.encoder.hypotheses, encoder_settings(config))
+    hypotheses = config.encoder.hypotheses or 1
+    settings = PoseEncoderSettings(500.0, config.encoder.head, hypotheses, encoder_settings(config))
     make_pose_encoder(settings, seed=0)
     make_volume(config.amortize.volume, config.box_size, width=config.amortize.volume_width)
     # What a run writes down can be read back.

@@ -43,7 +43,7 @@ def infer(
     no_ctf
         Take the images as not modulated by a CTF.
     invert_contrast
-        Whether protein is black in the images; auto finds out.
+        Whether protein is black in the images; auto takes what the file says, or what the run's images had.
     device
         Where to compute.
     overwrite

@@ -26,6 +26,7 @@ from cryoai.volumes import AbstractVolume, make_volume
 # Images that the first guess of the spectra is measured on.
 _FOR_SPECTRUM = 2000
 _RENDER_PADDING = 2
+_HYPOTHESES = {"so3_grid": 4608, "anchored": 60, "s2s2": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,7 +56,8 @@ def make_encoder(config: ReconstructConfig, data: ParticleData) -> PoseEncoder:
     chosen = config.encoder
     encoder = EncoderSettings(chosen.box_size, chosen.widths, chosen.filter_sigmas, chosen.final_pool)
     box_length = data.disk.box_size * data.pixel_size
-    settings = PoseEncoderSettings(box_length, chosen.head, chosen.hypotheses, encoder)
+    hypotheses = chosen.hypotheses or _HYPOTHESES[chosen.head]
+    settings = PoseEncoderSettings(box_length, chosen.head, hypotheses, encoder)
     return make_pose_encoder(settings, config.seed)
 
 

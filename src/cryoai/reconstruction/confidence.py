@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 _ITERATIONS = 50
+# From fewer particles the scale of a good fit cannot be told.
+_FEWEST_FOR_SCALE = 20
 # Where poses found by search but wrong lie at first, in standard deviations below the right ones.
 _WRONG_START, _WRONG_SPREAD = 6.0, 3.0
 
@@ -20,17 +24,39 @@ def fit_quality(gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> Flo
     return (gain - expected) / (2 * expected.clamp(min=1e-6)).sqrt()
 
 
-def estimate_confidence(quality: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+@dataclass(frozen=True)
+class FitScale:
+    """Where the fit qualities of right poses lie.
+
+    Attributes
+    ----------
+    centre, spread
+        Mean and standard deviation.
+    """
+
+    centre: float
+    spread: float
+
+
+def measure_fit_scale(quality: Float[Tensor, " n"]) -> FitScale:
+    """By the median and the median absolute deviation: most poses of a set are taken to be right."""
+    values = quality.double().numpy()
+    centre = float(np.median(values))
+    return FitScale(centre, max(1.4826 * float(np.median(np.abs(values - centre))), 1e-6))
+
+
+def estimate_confidence(quality: Float[Tensor, " n"], scale: FitScale | None = None) -> Float[Tensor, " n"]:
     """Posterior probability of belonging to the well-fitting population, from a mixture of two Gaussians.
 
-    The right poses' Gaussian is fixed by the median and the median absolute deviation; the wrong poses' mean,
-    spread and share are fitted by expectation-maximisation. What fits better than the median is not doubted.
+    The right poses' Gaussian is ``scale``, by default that of `measure_fit_scale`; the wrong poses' mean, spread
+    and share are fitted by expectation-maximisation. What fits better than the centre is not doubted.
     """
     values = quality.double().numpy()
-    if len(values) < 20:
-        return torch.ones(len(values))
-    centre = np.median(values)
-    spread = max(1.4826 * np.median(np.abs(values - centre)), 1e-6)
+    if scale is None:
+        if len(values) < _FEWEST_FOR_SCALE:
+            return torch.ones(len(values))
+        scale = measure_fit_scale(quality)
+    centre, spread = scale.centre, scale.spread
     z = (values - centre) / spread
     share, mean, width = 0.05, -_WRONG_START, _WRONG_SPREAD
     wrong = np.zeros(len(z))

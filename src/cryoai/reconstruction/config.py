@@ -45,8 +45,8 @@ class EncoderConfig(BaseModel):
 
     head: HeadKind = "so3_grid"
     """so3_grid classifies over a grid of rotations; anchored has several hypotheses; s2s2 is the paper's."""
-    hypotheses: int = Field(default=4608, ge=1)
-    """Rotations of the grid, or hypotheses of the anchored head."""
+    hypotheses: Annotated[int, Field(ge=1)] | None = None
+    """Rotations of the grid (default 4,608), or hypotheses of the anchored head (default 60)."""
     box_size: int = Field(default=32, ge=8)
     """px of the images it looks at; larger ones are Fourier cropped."""
     widths: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64, 128)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
+from typing import get_args
 
 import torch
 from jaxtyping import Float
@@ -20,6 +21,7 @@ _FORMAT = 1
 _PARTS = {
     "settings": dict, "weights": dict, "ctf": str, "symmetrized": bool, "box_size": int, "pixel_size": float,
     "radius": float, "noise_power": torch.Tensor, "image_power": torch.Tensor, "keep": int, "mirrored": bool,
+    "contrast": int, "fit_centre": float, "fit_spread": float,
 }  # fmt: skip
 
 
@@ -45,6 +47,10 @@ class TrainedEncoder:
         Hypotheses that are scored.
     mirrored
         Whether the run's map was mirrored after training, so that its poses have to be, too.
+    contrast
+        1 where the run's images had white protein, -1 where it was black.
+    fit_centre, fit_spread
+        How well the run's particles fit its map: what the fit of new ones is compared with.
     """
 
     encoder: PoseEncoder
@@ -57,6 +63,9 @@ class TrainedEncoder:
     image_power: Float[Tensor, " image_shells"]
     keep: int = 32
     mirrored: bool = False
+    contrast: int = 1
+    fit_centre: float = 0.0
+    fit_spread: float = 1.0
 
     @property
     def box_length(self) -> float:
@@ -102,6 +111,8 @@ def read_encoder(path: Path) -> TrainedEncoder:
         for name, kind in _PARTS.items():
             if not isinstance(saved[name], kind):
                 raise TypeError(name)
+        if saved["ctf"] not in get_args(CtfTreatment):
+            raise ValueError("ctf")
         encoder = PoseEncoder(PoseEncoderSettings.from_dict(saved["settings"]))
         encoder.load_state_dict(saved["weights"])
     except Exception as error:

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.slicing import volume_from_map
 from cryoai.poses.encoder import fold_batch_norm
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
+from cryoai.reconstruction.confidence import fit_quality, measure_fit_scale
 from cryoai.reconstruction.encoder_file import TrainedEncoder
+from cryoai.reconstruction.refine import RefinementState, fit_gain
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import join_hypotheses
 
 _IMAGES_AT_ONCE = 512
+# Particles whose fit to the final map shows what a good fit is.
+_FOR_FIT = 2000
 
 
 class EncoderInference:
@@ -64,3 +72,33 @@ class EncoderInference:
             torch.cat([p.translation for p in parts]).cpu(),
             torch.cat([p.log_weight for p in parts]).cpu(),
         )
+
+
+def fit_to_run(
+    trained: TrainedEncoder,
+    data: ParticleData,
+    state: RefinementState,
+    density: Float[Tensor, "box box box"],
+) -> TrainedEncoder:
+    """The encoder with what `cryoai infer` compares new particles with: noise, contrast, and a good fit's scale.
+
+    Parameters
+    ----------
+    trained
+        As it left training.
+    data, state
+        The run's particles and final poses.
+    density
+        The run's final map.
+    """
+    volume = volume_from_map(density)
+    qualities = []
+    used = state.used
+    for rows, batch in data.batches(used[:: max(1, len(used) // _FOR_FIT)], _IMAGES_AT_ONCE):
+        gain = fit_gain(batch, volume, state.noise_power, state.rotation[rows], state.translation[rows])
+        qualities.append(fit_quality(*gain))
+    scale = measure_fit_scale(torch.cat(qualities))
+    return replace(
+        trained, noise_power=state.noise_power, contrast=int(data.judgement.contrast),
+        fit_centre=scale.centre, fit_spread=scale.spread,
+    )  # fmt: skip

@@ -18,7 +18,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.reconstruction.checks import check_method, check_particles, choose_device
-from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
+from cryoai.reconstruction.confidence import FitScale, estimate_confidence, fit_quality
 from cryoai.reconstruction.config import ReconstructConfig, load_config
 from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
 from cryoai.reconstruction.encoder_posing import EncoderInference
@@ -48,7 +48,8 @@ class InferredPoses:
     translation
         (n, 2), Å.
     confidence
-        (n,) probability that the pose is in the right basin; 0 for images that cannot be used.
+        (n,) probability that the pose is in the right basin, compared with the run's own particles (without
+        refinement: with the other new ones); 0 for images that cannot be used.
     rotation_std, translation_std
         (n,) radians and Å; NaN for images that cannot be used.
     usable
@@ -139,7 +140,8 @@ def infer(
     assert particles.pixel_size is not None
     with progress.step("Reading and judging the images", len(particles)) as done:
         data = ParticleData(
-            particles, particles.pixel_size, trained.box_size, invert_contrast=invert_contrast,
+            particles, particles.pixel_size, trained.box_size,
+            invert_contrast=_contrast(particles, trained, invert_contrast),
             memory_limit=2**28, scratch=scratch, device=where, on_chunk=done,
         )  # fmt: skip
     try:
@@ -210,11 +212,20 @@ def _pose(
             done_count += len(part)
             done(done_count)
     confidence = torch.zeros(count)
-    confidence[rows] = estimate_confidence(fit_quality(gain[rows], expected[rows]))
+    # Poses that were not refined fit worse than the run's: they can only be compared with each other.
+    scale_of_fit = FitScale(trained.fit_centre, trained.fit_spread) if refine else None
+    confidence[rows] = estimate_confidence(fit_quality(gain[rows], expected[rows]), scale_of_fit)
     return InferredPoses(
         rotation, translation, confidence, rotation_std, translation_std, data.judgement.usable,
         tuple(warnings), time.perf_counter() - start,
     )  # fmt: skip
+
+
+def _contrast(particles: ParticleSet, trained: TrainedEncoder, invert_contrast: str) -> str:
+    """Where neither the user nor the file says it, new images have the contrast that the run's had."""
+    if invert_contrast != "auto" or particles.contrast_sign is not None:
+        return invert_contrast
+    return "yes" if trained.contrast < 0 else "no"
 
 
 def _match_scale(data: ParticleData, trained: TrainedEncoder) -> tuple[float, list[str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -43,7 +43,7 @@ def write_outputs(result: ReconstructionResult) -> None:
         history = pd.DataFrame([asdict(record) for record in result.training])
         write_text_atomic(folder / "training.csv", history.to_csv(index=False, float_format="%.6g"))
     if result.encoder is not None:
-        write_encoder(replace(result.encoder, noise_power=result.state.noise_power), folder / ENCODER_FILE)
+        write_encoder(result.encoder, folder / ENCODER_FILE)
     write_text_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics(result)))
 
 

@@ -34,6 +34,7 @@ from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder
+from cryoai.reconstruction.encoder_posing import fit_to_run
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.hybrid import pose_all, train_on_map, uses_encoder
 from cryoai.reconstruction.output import write_outputs
@@ -189,22 +190,20 @@ class _Run:
         self.encoder: TrainedEncoder | None = None
         self.training: tuple[StepRecord, ...] = ()
         self._clock = time.perf_counter()
-        self._open: list[ParticleData] = []
+        self._opened: ParticleData | None = None
 
     @property
     def _has_poses(self) -> bool:
         return self.config.known_poses or self.config.refine.start_from_input_poses
 
     def close(self) -> None:
-        for data in self._open:
-            data.close()
+        if self._opened is not None:
+            self._opened.close()
 
     def execute(self) -> ReconstructionResult:
         ab_initio = None
-        training = self._train_on_subset()
-        contrast = None if training is None else self._open[0].judgement.contrast
+        training, contrast = self._train_on_subset()
         self.data = self._read(contrast)
-        self._open.append(self.data)
         if self.config.known_poses:
             state = self._whiten(self._input_poses())
         elif self.config.refine.start_from_input_poses:
@@ -221,9 +220,12 @@ class _Run:
             torch.Generator().manual_seed(self.config.seed),
             voxel_size=self.data.pixel_size,
         )
+        density = halves.wiener_map().cpu()
+        if self.encoder is not None:
+            self.encoder = fit_to_run(self.encoder, self.data, state, density)
         self._lap("final maps")
         result = ReconstructionResult(
-            self.output, self.config, self.particles, state, halves, halves.wiener_map().cpu().numpy(),
+            self.output, self.config, self.particles, state, halves, density.numpy(),
             self.data.pixel_size, fsc, ab_initio,
             tuple(self.rounds), tuple(self.warnings), dict(self.seconds), self.encoder, self.training,
         )  # fmt: skip
@@ -236,6 +238,7 @@ class _Run:
         """All particles; ``contrast`` is what a subset of them has shown."""
         invert = None if contrast is None else ("yes" if contrast < 0 else "no")
         data = read_data(self.particles, self.config, self.output, self.progress, invert_contrast=invert)
+        self._opened = data
         self._judge(data)
         self._lap("reading")
         return data
@@ -342,21 +345,20 @@ class _Run:
         self._lap("bootstrap")
         return result
 
-    def _train_on_subset(self) -> AmortizedResult | None:
-        """Training on a part of a large set, before all of it is read; None where there is no such thing."""
-        if (
-            self._has_poses
-            or self.config.method != "amortized"
-            or not trains_on_subset(self.particles, self.config)
-        ):
-            return None
+    def _train_on_subset(self) -> tuple[AmortizedResult | None, int | None]:
+        """Training on a part of a large set, before all of it is read, and the contrast seen; or nothing."""
+        amortized = self.config.method == "amortized" and not self._has_poses
+        if not amortized or not trains_on_subset(self.particles, self.config):
+            return None, None
         data = read_training_data(self.particles, self.config, self.output, self.progress)
-        self._open.append(data)
-        self._check_usable(data)
-        self._lap("reading the training set")
-        training = train_from_scratch(data, self.config, self.checkpoint, self.progress)
-        self._lap("training")
-        return training
+        try:
+            self._check_usable(data)
+            self._lap("reading the training set")
+            training = train_from_scratch(data, self.config, self.checkpoint, self.progress)
+            self._lap("training")
+            return training, data.judgement.contrast
+        finally:
+            data.close()
 
     def _amortize(self, training: AmortizedResult | None) -> RefinementState:
         """Encoder and volume from scratch, then every particle's pose from them."""

@@ -124,23 +124,20 @@ class AmortizedModel(nn.Module):
         """From the whole grid for some particles, from the encoder's best rotations for the others."""
         if step == 0 and self.volume is not None:
             return random_winners(len(batch), scorer.generator)
-        own = 0
-        if logits is not None and step >= self.settings.own_proposals_start:
-            own = int(self.settings.own_proposals_share * len(batch))
         anchors = head.get_buffer("anchors")
-        searched = winners_on_grid(batch[own:], scorer, anchors)
-        if own == 0 or features is None or logits is None:
-            return searched
+        if features is None or logits is None or step < self.settings.own_proposals_start:
+            return winners_on_grid(batch, scorer, anchors)
+        # The volume learns from the first of the batch: from winners of the whole grid as long as there are some.
+        searched = len(batch) - int(self.settings.own_proposals_share * len(batch))
         keep = min(self.settings.keep, logits.shape[1])
-        index = logits[:own].topk(keep, dim=1).indices
-        translation = head.translation(features[:own]).expand(-1, keep, -1)
-        rotation = head.rotate(head.offset(features[:own], index), index)
+        index = logits[searched:].topk(keep, dim=1).indices
+        translation = head.translation(features[searched:]).expand(-1, keep, -1)
+        rotation = head.rotate(head.offset(features[searched:], index), index)
         hypotheses = PoseHypotheses(rotation, translation, torch.zeros_like(translation[..., 0]))
-        proposed = winners_among(batch[:own], scorer, _on_host(hypotheses))
-        return Winners(
-            torch.cat((proposed.rotation, searched.rotation)),
-            torch.cat((proposed.translation, searched.translation)),
-        )
+        parts = [winners_on_grid(batch[:searched], scorer, anchors)] if searched else []
+        if searched < len(batch):
+            parts.append(winners_among(batch[searched:], scorer, _on_host(hypotheses)))
+        return Winners(torch.cat([p.rotation for p in parts]), torch.cat([p.translation for p in parts]))
 
     def _hypotheses_step(self, batch: ParticleBatch, scorer: Scorer) -> dict[str, Tensor]:
         """The gradient flows through the winning hypothesis alone, into the volume and into the pose."""

@@ -32,7 +32,7 @@ class BatchSource(Protocol):
 
 
 class RealParticles:
-    """A run's own particles in a shuffled order, each once per epoch.
+    """A run's own particles in a shuffled order, each at most once per epoch.
 
     Parameters
     ----------
@@ -45,7 +45,8 @@ class RealParticles:
     seed
         Of the order.
     rank, processes
-        Which process of how many this is: together they see each particle once per epoch.
+        Which process of how many this is: together they see each particle once per epoch
+        (but for those that do not fill a batch).
     """
 
     def __init__(

@@ -52,8 +52,10 @@ class StepRecord:
         From 0.
     radius
         Shells of the loss.
-    volume_loss, encoder_loss
-        NaN where nothing was trained, or the batch was skipped.
+    volume_loss
+        Power of the volume's residuals over that of the images, within the radius.
+    encoder_loss
+        Of the head. Both losses are NaN where nothing was trained, or the batch was skipped.
     skipped
         Whether the losses were not finite, so that the batch was left out.
     seconds
@@ -187,10 +189,11 @@ class Trainer:
         self._count_skipped(bad)
         if not bad and "residual" in losses:
             self._look_at_residual(losses["residual"])
-        values = {
-            name: float(losses[name].detach()) if name in losses and not bad else math.nan
-            for name in ("volume", "encoder")
-        }
+        values = {"volume": math.nan, "encoder": math.nan}
+        if not bad and "encoder" in losses:
+            values["encoder"] = float(losses["encoder"].detach())
+        if not bad and "residual" in losses:
+            values["volume"] = self._unexplained(losses["residual"])
         return values, bad
 
     def _apply_gradients(self) -> bool:
@@ -230,6 +233,14 @@ class Trainer:
             noise = self._noise_power.clone()
             noise[shells] = _NOISE_DECAY * noise[shells] + (1 - _NOISE_DECAY) * residual[shells]
             self._noise_power = torch.maximum(noise, _LEAST_NOISE * self._image_power)
+
+    def _unexplained(self, residual: Float[Tensor, " shells"]) -> float:
+        """Share of the images' power, within the radius, that the volume does not explain.
+
+        The whitened loss itself says nothing: it is divided by a noise spectrum that follows the residuals.
+        """
+        shells = slice(1, len(residual))
+        return float(residual[shells].sum()) / float(self._image_power[shells].sum())
 
     def _make_scorer(self, step: int) -> Scorer:
         settings = self.settings
