@@ -46,9 +46,19 @@ def recall(
     return {f"right_in_{k}": float(right[:, :k].any(1).double().mean()) for k in _HYPOTHESES}
 
 
-def pose_figures(estimated: Pose, true: Pose, alignment: MapAlignment, pixel_size: float) -> dict:
+def pose_figures(
+    estimated: Pose, true: Pose, alignment: MapAlignment, pixel_size: float, confidence: np.ndarray | None = None
+) -> dict:
     errors = compute_pose_errors(estimated, true, alignment, pixel_size=pixel_size)
+    figures = {}
+    if confidence is not None:
+        wrong = errors.rotation_error > 4 * (1 - math.cos(math.radians(10)))
+        figures = {
+            "confident": float(np.mean(confidence > 0.5)),
+            "confident_and_wrong": float(np.mean(wrong & (confidence > 0.5))),
+        }
     return {
+        **figures,
         "rotation_median": errors.rotation_error_median,
         "above_10deg": errors.fraction_rotation_above_10deg,
         "translation_median_px2": errors.translation_error_median_px2,
@@ -78,7 +88,9 @@ def main() -> None:
         for way, poses in inferred.items():
             estimated = Pose(poses.rotation.double().numpy(), poses.translation.double().numpy())
             figures[name][way] = {
-                **pose_figures(estimated, particles.pose, alignment, particles.pixel_size),
+                **pose_figures(
+                    estimated, particles.pose, alignment, particles.pixel_size, poses.confidence.double().numpy()
+                ),
                 "seconds": poses.seconds,
             }
     run = cryoai.read_particles(args.run / "particles.star", check_stacks=False)
