@@ -129,7 +129,7 @@ class HybridConfig(BaseModel):
     """Whether to train one; auto does where posing by exhaustive search would take longer."""
     fewest_particles: int = Field(default=300_000, ge=0)
     """What auto goes by."""
-    simulated_steps: int = Field(default=850, ge=1)
+    simulated_steps: int = Field(default=1300, ge=1)
     """Mini-batches of images simulated from the bootstrap's map."""
     real_steps: int = Field(default=100, ge=0)
     """Mini-batches of real images after that."""
