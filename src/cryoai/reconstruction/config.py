@@ -127,7 +127,7 @@ class HybridConfig(BaseModel):
 
     encoder: Literal["auto", "always", "never"] = "auto"
     """Whether to train one; auto does where posing by exhaustive search would take longer."""
-    fewest_particles: int = Field(default=300_000, ge=0)
+    fewest_particles: int = Field(default=700_000, ge=0)
     """What auto goes by."""
     simulated_steps: int = Field(default=1300, ge=1)
     """Mini-batches of images simulated from the bootstrap's map."""
