@@ -29,8 +29,7 @@ from learning import Learner, Watch
 from cryoai import read_map, read_particles
 from cryoai.particles.dataset import ParticleData
 from cryoai.reconstruction.config import ReconstructConfig, load_config
-from cryoai.reconstruction.encoder_posing import EncoderInference
-from cryoai.reconstruction.hybrid import best_of_encoder
+from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
 from cryoai.types import ParticleSet
 
 _CHUNK = 1000

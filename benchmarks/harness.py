@@ -29,8 +29,7 @@ from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.reconstruction.amortize import make_encoder, training_settings
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
-from cryoai.reconstruction.hybrid import best_of_encoder
+from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
 from cryoai.training.model import AmortizedModel
 from cryoai.training.sources import BatchSource, RealParticles
 from cryoai.training.trainer import Trainer, make_fabric, measure_image_power

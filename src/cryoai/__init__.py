@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from cryoai.particles.simulate import SimulationSettings, Simulator
     from cryoai.reconstruction.config import ReconstructConfig
     from cryoai.reconstruction.infer import InferredPoses, infer
-    from cryoai.reconstruction.pipeline import ReconstructionResult, reconstruct
+    from cryoai.reconstruction.pipeline import reconstruct
+    from cryoai.reconstruction.result import ReconstructionResult
     from cryoai.types import CtfParameters, Map, ParticleSet, Pose
 
 _HOME = {
@@ -28,7 +29,7 @@ _HOME = {
     "ParticleSet": "cryoai.types",
     "Pose": "cryoai.types",
     "ReconstructConfig": "cryoai.reconstruction.config",
-    "ReconstructionResult": "cryoai.reconstruction.pipeline",
+    "ReconstructionResult": "cryoai.reconstruction.result",
     "SimulationSettings": "cryoai.particles.simulate",
     "Simulator": "cryoai.particles.simulate",
     "evaluate_reconstruction": "cryoai.metrics.evaluation",

@@ -38,8 +38,8 @@ from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
 from cryoai.reconstruction.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder, write_encoder
 from cryoai.reconstruction.infer import InferredPoses
-from cryoai.reconstruction.pipeline import ReconstructionResult
 from cryoai.reconstruction.progress import Advance, Progress
+from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.report import write_report
 from cryoai.training.trainer import measure_image_power
 

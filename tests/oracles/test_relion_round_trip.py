@@ -16,7 +16,7 @@ from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.reconstruction.config import BootstrapConfig, RefineConfig
-from cryoai.reconstruction.pipeline import ReconstructionResult
+from cryoai.reconstruction.result import ReconstructionResult
 
 pytestmark = pytest.mark.skipif(
     shutil.which("relion_reconstruct") is None, reason="RELION is not installed (Debian: apt-get install relion)"

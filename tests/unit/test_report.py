@@ -16,9 +16,9 @@ from cryoai.reconstruction.ab_initio import AbInitioResult
 from cryoai.reconstruction.bootstrap import BootstrapResult
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.halfmaps import HalfMaps
-from cryoai.reconstruction.pipeline import ReconstructionResult
 from cryoai.reconstruction.refine import RefinementState
 from cryoai.reconstruction.refinement_loop import RoundSummary
+from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.report import write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
 from cryoai.report.html import duration, starts_verdict

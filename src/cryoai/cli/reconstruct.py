@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.pipeline import ReconstructionResult
+    from cryoai.reconstruction.result import ReconstructionResult
 
 _Flag = Parameter(negative=())
 

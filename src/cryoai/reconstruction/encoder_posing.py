@@ -9,18 +9,25 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.slicing import volume_from_map
+from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.encoder import fold_batch_norm
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
+from cryoai.poses.search import make_translation_grid, search_translations, translation_step
 from cryoai.reconstruction.confidence import fit_quality, measure_fit_scale
 from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.refine import RefinementState, fit_gain
+from cryoai.reconstruction.global_search import refine_in_stages
+from cryoai.reconstruction.progress import Progress
+from cryoai.reconstruction.refine import CHUNK, RefinementState, fit_gain
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import join_hypotheses
 
 _IMAGES_AT_ONCE = 512
+# Hypotheses of each particle that are refined locally.
+_REFINED = 12
+# How far translations are searched around the encoder's, in steps of the lattice of a global search.
+_MOVES = 1.5
 # Particles whose fit to the final map shows what a good fit is.
 _FOR_FIT = 2000
 
@@ -72,6 +79,67 @@ class EncoderInference:
             torch.cat([p.translation for p in parts]).cpu(),
             torch.cat([p.log_weight for p in parts]).cpu(),
         )
+
+
+def pose_all(
+    data: ParticleData,
+    state: RefinementState,
+    trained: TrainedEncoder,
+    volume: FourierVolume,
+    radius: float,
+    progress: Progress,
+    *,
+    refine: bool = True,
+) -> RefinementState:
+    """One pass of the encoder over all particles; its hypotheses are scored against a map and refined locally.
+
+    Parameters
+    ----------
+    data, state
+        The particles; the state's noise spectrum is used.
+    trained
+        The encoder.
+    volume
+        The map its poses belong to.
+    radius
+        Shells at which hypotheses are scored and refined.
+    progress
+        Of the run.
+    refine
+        Refine them; otherwise the rotations are the encoder's, and only translations are searched around its own.
+    """
+    inference = EncoderInference(trained, data.device)
+    rotation, translation = state.rotation.clone(), state.translation.clone()
+    volume = volume.to(data.device)
+    with progress.step("Posing every particle with the encoder", len(state.used)) as done:
+        count = 0
+        for rows, batch in data.batches(state.used, CHUNK):
+            best = best_of_encoder(batch, inference, volume, state.noise_power, radius, refine)
+            rotation[rows], translation[rows] = best
+            count += len(rows)
+            done(count)
+    return replace(state, rotation=rotation, translation=translation)
+
+
+def best_of_encoder(
+    batch: ParticleBatch,
+    inference: EncoderInference,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    radius: float,
+    refine: bool = True,
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
+    """Rotations and translations (Å) of the encoder's best hypotheses.
+
+    Translations are searched on a lattice around the encoder's; local refinement only if asked.
+    """
+    inside = batch.prefix(radius)
+    step = translation_step(radius, batch.box_length)
+    moves = make_translation_grid(_MOVES * step, 0.5 * step)
+    best = search_translations(inside, volume, noise_power, inference.hypotheses(batch), moves).sorted(_REFINED)
+    if refine:
+        best = refine_in_stages(inside, volume, noise_power, best, ((radius, 1),))
+    return best.rotation[:, 0], best.translation[:, 0]
 
 
 def fit_to_run(

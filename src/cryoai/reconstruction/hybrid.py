@@ -1,8 +1,8 @@
-"""After a bootstrap: an encoder trained on its map, and what poses every particle with an encoder."""
+"""After a bootstrap: an encoder trained on its map."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float
@@ -12,9 +12,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import (
     make_search_grid,
-    make_translation_grid,
     search_poses,
-    search_translations,
     translation_step,
 )
 from cryoai.reconstruction.amortize import describe_step, make_encoder
@@ -22,10 +20,7 @@ from cryoai.reconstruction.bootstrap import BootstrapResult
 from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
-from cryoai.reconstruction.global_search import refine_in_stages
 from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import CHUNK, RefinementState
 from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel
 from cryoai.training.settings import TrainingSettings
@@ -37,10 +32,6 @@ from cryoai.training.winners import Winners
 _POOL, _FOR_SHIFTS = 4000, 500
 _CURRICULUM_SHARE = 0.5
 _SAVE_EVERY = 250
-# Hypotheses of each particle that are refined locally.
-_REFINED = 12
-# How far translations are searched around the encoder's, in steps of the lattice of a global search.
-_MOVES = 1.5
 
 
 @dataclass(frozen=True)
@@ -142,61 +133,3 @@ def _shift_sigma(
     )
     found = search_poses(batch, volume, noise, grid, 1)
     return float(found.translation[:, 0].square().mean().sqrt().clamp(min=0.5 * batch.pixel_size))
-
-
-def pose_all(
-    data: ParticleData,
-    state: RefinementState,
-    trained: TrainedEncoder,
-    volume: FourierVolume,
-    radius: float,
-    progress: Progress,
-    *,
-    refine: bool = True,
-) -> RefinementState:
-    """One pass of the encoder over all particles; its hypotheses are scored against a map and refined locally.
-
-    Parameters
-    ----------
-    data, state
-        The particles; the state's noise spectrum is used.
-    trained
-        The encoder.
-    volume
-        The map its poses belong to.
-    radius
-        Shells at which hypotheses are scored and refined.
-    progress
-        Of the run.
-    refine
-        Refine them, or leave them as the encoder has them.
-    """
-    inference = EncoderInference(trained, data.device)
-    rotation, translation = state.rotation.clone(), state.translation.clone()
-    volume = volume.to(data.device)
-    with progress.step("Posing every particle with the encoder", len(state.used)) as done:
-        count = 0
-        for rows, batch in data.batches(state.used, CHUNK):
-            best = best_of_encoder(batch, inference, volume, state.noise_power, radius, refine)
-            rotation[rows], translation[rows] = best
-            count += len(rows)
-            done(count)
-    return replace(state, rotation=rotation, translation=translation)
-
-
-def best_of_encoder(
-    batch: ParticleBatch,
-    inference: EncoderInference,
-    volume: FourierVolume,
-    noise_power: Float[Tensor, " shells"],
-    radius: float,
-    refine: bool = True,
-) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
-    """Rotations and translations (Å): the best of the encoder's hypotheses, after local refinement if asked."""
-    inside = batch.prefix(radius)
-    step = translation_step(radius, batch.box_length)
-    moves = make_translation_grid(_MOVES * step, 0.5 * step)
-    best = search_translations(inside, volume, noise_power, inference.hypotheses(batch), moves).sorted(_REFINED)
-    if refine:
-        best = refine_in_stages(inside, volume, noise_power, best, ((radius, 1),))
-    return best.rotation[:, 0], best.translation[:, 0]

@@ -15,14 +15,14 @@ from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
 from cryoai.io import read_map, read_particles, write_particles_star
 from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.reconstruction.checks import check_method, check_particles, choose_device
 from cryoai.reconstruction.confidence import FitScale, estimate_confidence, fit_quality
 from cryoai.reconstruction.config import ReconstructConfig, load_config
 from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
-from cryoai.reconstruction.hybrid import best_of_encoder
+from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
 from cryoai.reconstruction.output import finite_for_star
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import CHUNK, fit_gain
@@ -94,8 +94,8 @@ def infer(
     output
         STAR file to write: the input's rows with poses and confidence; none is written by default.
     refine
-        Refine the best hypotheses locally, and the winner to the map's full resolution; otherwise the pose is the
-        encoder's best-scoring hypothesis as it is.
+        Refine the best hypotheses locally, and the winner to the map's full resolution; otherwise the rotation is
+        that of the encoder's best-scoring hypothesis, and the translation the best on a lattice around its own.
     datadir
         Folder of the image stacks.
     pixel_size
@@ -232,7 +232,7 @@ def _match_scale(data: ParticleData, trained: TrainedEncoder) -> tuple[float, li
     """The factor that brings new images to the intensity of the run's, from their power spectra."""
     rows = data.usable_rows
     batch = data.batch(rows[:: max(1, len(rows) // _FOR_POWER)][:_FOR_POWER])
-    power = batch.disk.mean_per_shell((batch.images.abs() ** 2).mean(0))
+    power = estimate_shell_power(batch.images, batch.disk)
     shells = min(len(power), len(trained.image_power))
     ratio = (trained.image_power[1:shells] / power[1:shells].clamp(min=1e-20)).sqrt()
     scale = float(ratio.median())

@@ -17,7 +17,7 @@ from cryoai.reconstruction.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.types import Map, Pose
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.pipeline import ReconstructionResult
+    from cryoai.reconstruction.result import ReconstructionResult
 
 
 OUTPUTS = (

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
 
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
 from cryoai.io import read_particles
-from cryoai.metrics.fsc import CorrectedFsc, phase_randomised_fsc
+from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.reconstruction.ab_initio import (
@@ -34,9 +33,8 @@ from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
 from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import fit_to_run
-from cryoai.reconstruction.halfmaps import HalfMaps
-from cryoai.reconstruction.hybrid import pose_all, train_on_map, uses_encoder
+from cryoai.reconstruction.encoder_posing import fit_to_run, pose_all
+from cryoai.reconstruction.hybrid import train_on_map, uses_encoder
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.reading import read_data, read_training_data, trains_on_subset
@@ -55,66 +53,10 @@ from cryoai.reconstruction.refinement_loop import (
     state_from_dict,
     state_to_dict,
 )
+from cryoai.reconstruction.result import ReconstructionResult, mirror_result
 from cryoai.reconstruction.run_folder import prepare_folder
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
-
-
-@dataclass(frozen=True, eq=False)
-class ReconstructionResult:
-    """What a run found; the same is on disk in its folder.
-
-    Attributes
-    ----------
-    folder
-        Where ``map.mrc``, ``half1.mrc``, ``half2.mrc``, ``mask.mrc``, ``particles.star`` and ``fsc.csv`` are.
-    config
-        The options of the run.
-    particles
-        The input, all rows.
-    state
-        Final poses, half-sets, confidence and standard deviations, one entry per row of the input.
-    halves
-        The half-maps.
-    density
-        The Wiener-filtered, masked map.
-    voxel_size
-        Å.
-    fsc
-        Half-map FSC, corrected for the mask.
-    ab_initio
-        The starts of the bootstrap; None with known poses and ``--method amortized``.
-    rounds
-        What each refinement round did.
-    warnings
-        What the user should know before trusting the result.
-    seconds
-        Wall time of each part.
-    encoder
-        The trained encoder, if there is one.
-    training
-        One record per step of its training.
-    """
-
-    folder: Path
-    config: ReconstructConfig
-    particles: ParticleSet
-    state: RefinementState
-    halves: HalfMaps
-    density: Float[np.ndarray, "box box box"]
-    voxel_size: float
-    fsc: CorrectedFsc
-    ab_initio: AbInitioResult | None
-    rounds: tuple[RoundSummary, ...]
-    warnings: tuple[str, ...]
-    seconds: dict[str, float]
-    encoder: TrainedEncoder | None = None
-    training: tuple[StepRecord, ...] = ()
-
-    @property
-    def resolution(self) -> float:
-        """Å, where the corrected half-map FSC falls below 0.143."""
-        return self.fsc.corrected.resolution_angstrom(0.143)
 
 
 def reconstruct(
@@ -230,7 +172,7 @@ class _Run:
             tuple(self.rounds), tuple(self.warnings), dict(self.seconds), self.encoder, self.training,
         )  # fmt: skip
         if self.config.invert_hand:
-            result = _mirrored(result)
+            result = mirror_result(result)
         write_outputs(result)
         return result
 
@@ -436,20 +378,3 @@ class _Run:
         now = time.perf_counter()
         self.seconds[name] = now - self._clock
         self._clock = now
-
-
-def _mirrored(result: ReconstructionResult) -> ReconstructionResult:
-    """The other hand: the map reflected, and the rotations at which it looks the same."""
-    from cryoai.metrics.alignment import MIRROR, mirror_volume
-
-    reflect = torch.from_numpy(MIRROR).to(result.state.rotation)
-    halves = result.halves
-    mirrored = replace(
-        halves,
-        unfiltered=(mirror_volume(halves.unfiltered[0]), mirror_volume(halves.unfiltered[1])),
-        mask=mirror_volume(halves.mask),
-    )
-    density = mirror_volume(torch.from_numpy(result.density)).numpy()
-    state = replace(result.state, rotation=reflect @ result.state.rotation @ reflect)
-    encoder = None if result.encoder is None else replace(result.encoder, mirrored=True)
-    return replace(result, halves=mirrored, density=density, state=state, encoder=encoder)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.pipeline import ReconstructionResult
+    from cryoai.reconstruction.result import ReconstructionResult
 
 __all__ = ["write_picture", "write_report"]
 

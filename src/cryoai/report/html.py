@@ -31,7 +31,7 @@ from cryoai.report.projections import make_projections, make_slices, png_uri
 from cryoai.report.surface import choose_level
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.pipeline import ReconstructionResult
+    from cryoai.reconstruction.result import ReconstructionResult
 
 # A crossing this close to two voxels is the end of the curve, not of the data.
 _NYQUIST_TOLERANCE = 1.0001
