@@ -55,13 +55,14 @@ def test_translation_grid_is_a_lattice_inside_the_circle():
     assert translation_step(8, 160.0) == pytest.approx(8.0)
 
 
-def test_search_finds_the_pose_among_many(volume):
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.bfloat16])
+def test_search_finds_the_pose_among_many(volume, dtype):
     grid = make_search_grid(2000, 12.0, 6.0, generator())
     chosen = torch.randperm(2000, generator=generator(1))[:10]
     shift = torch.randint(len(grid.translation), (10,), generator=generator(2))
     batch, noise = make_batch(volume, grid.rotation[chosen], grid.translation[shift], radius=10)
     noise = noise * 0.05 * batch.images.abs().square().mean()
-    found = search_poses(batch, volume, noise, grid, keep=8)
+    found = search_poses(batch, volume, noise, grid, keep=8, dtype=dtype)
     assert rotation_angle(found.rotation[:, 0], grid.rotation[chosen]).max() < 1e-3
     assert torch.equal(found.translation[:, 0], grid.translation[shift])
     assert (found.log_weight.diff(dim=1) <= 0).all()

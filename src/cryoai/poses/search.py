@@ -15,6 +15,7 @@ from cryoai.physics.insertion import slice_quickly
 from cryoai.physics.slicing import FourierVolume
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import score_hypotheses
+from cryoai.precision import product_dtype
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 # The score matrix of one chunk of images should stay in the last-level cache.
@@ -75,12 +76,13 @@ def search_poses(
     noise_power: Float[Tensor, " shells"],
     grid: SearchGrid,
     keep: int = 16,
+    dtype: torch.dtype | None = None,
 ) -> PoseHypotheses:
     """The best poses of each image on a grid, one translation per rotation, with their log-likelihoods.
 
     The log-likelihood of a pose is ``2 Re⟨ramp* CTF image, slice⟩ - ⟨CTF², |slice|²⟩`` on whitened coefficients,
-    up to a constant per image. It is computed in bfloat16 for the whole grid, and again in float32 for the
-    hypotheses kept.
+    up to a constant per image. It is computed for the whole grid in bfloat16 where the device is fast at it, and
+    again in float32 for the hypotheses kept.
 
     Parameters
     ----------
@@ -94,6 +96,8 @@ def search_poses(
         Rotations and translations (Å).
     keep
         Hypotheses per image.
+    dtype
+        Of the matrix product over the grid; by default what `product_dtype` says.
 
     Returns
     -------
@@ -101,25 +105,26 @@ def search_poses(
         Best first; in the host's memory, wherever the volume is.
     """
     batch, noise_power = batch.to(volume.device), noise_power.to(volume.device)
+    dtype = dtype or product_dtype(volume.device)
     grid = SearchGrid(grid.rotation.to(volume.device), grid.translation.to(volume.device))
     whitening = noise_power[batch.disk.shell].rsqrt()
     slices = slice_quickly(volume, grid.rotation, batch.disk).to(volume.device) * whitening
     rotations, n = slices.shape
-    matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).bfloat16().T.contiguous()
-    power = (slices.real**2 + slices.imag**2).bfloat16().T
+    matrix = torch.view_as_real(slices).reshape(rotations, 2 * n).to(dtype).T.contiguous()
+    power = (slices.real**2 + slices.imag**2).to(dtype).T
     # The product of an image with ramp* is its image moved back by the translation.
     ramps = compute_shift(-grid.translation, batch.disk, batch.pixel_size)
     shifts = len(ramps)
-    chunk = max(1, _CHUNK_BYTES // (2 * shifts * rotations))
+    chunk = max(1, _CHUNK_BYTES // (dtype.itemsize * shifts * rotations))
     found = []
     for start in range(0, len(batch), chunk):
         images = batch.images[start : start + chunk] * whitening
         ctf = batch.ctf[start : start + chunk]
         moved = ((images * ctf)[:, None] * ramps).reshape(-1, n)
-        product = (torch.view_as_real(moved).reshape(-1, 2 * n).bfloat16() @ matrix).view(
+        product = (torch.view_as_real(moved).reshape(-1, 2 * n).to(dtype) @ matrix).view(
             len(images), shifts, rotations
         )
-        score = product.amax(1).float() - 0.5 * ((ctf**2).bfloat16() @ power).float()
+        score = product.amax(1).float() - 0.5 * ((ctf**2).to(dtype) @ power).float()
         rotation_index = score.topk(keep, dim=1).indices
         column = rotation_index[:, None].expand(-1, shifts, -1)
         found.append((rotation_index, product.gather(2, column).argmax(1)))

@@ -57,8 +57,8 @@ class EncoderConfig(BaseModel):
     """One more max pooling at the end."""
     ctf: CtfTreatment = "flip"
     """What is done about the CTF in its input: none, flip (the phases), or multiply."""
-    precision: Precision = "bf16-mixed"
-    """Of matrix products and convolutions."""
+    precision: Precision = "auto"
+    """Of matrix products and convolutions; auto is bf16-mixed where the processor is fast at it, else 32-true."""
 
 
 class AmortizeConfig(BaseModel):

@@ -15,6 +15,7 @@ from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_tur
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
+from cryoai.precision import product_dtype
 from cryoai.reconstruction.confidence import fit_quality, measure_fit_scale
 from cryoai.reconstruction.encoder_file import TrainedEncoder
 from cryoai.reconstruction.global_search import refine_in_stages
@@ -42,14 +43,16 @@ class EncoderInference:
     device
         Where to run it.
     bf16
-        Matrix products and convolutions in bfloat16.
+        Matrix products and convolutions in bfloat16; by default where the device is fast at it.
     """
 
-    def __init__(self, trained: TrainedEncoder, device: torch.device | str = "cpu", bf16: bool = True) -> None:
+    def __init__(
+        self, trained: TrainedEncoder, device: torch.device | str = "cpu", bf16: bool | None = None
+    ) -> None:
         self._trained = trained
         self._encoder: PoseEncoder = fold_batch_norm(trained.encoder).to(device)
         self._device = torch.device(device)
-        self._bf16 = bf16
+        self._bf16 = product_dtype(device) == torch.bfloat16 if bf16 is None else bf16
 
     @torch.no_grad()
     def hypotheses(self, batch: ParticleBatch) -> PoseHypotheses:

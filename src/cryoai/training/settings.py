@@ -8,7 +8,7 @@ from typing import Literal
 from cryoai.poses.encoder_input import CtfTreatment
 from cryoai.training.losses import Domain
 
-Precision = Literal["bf16-mixed", "32-true"]
+Precision = Literal["auto", "bf16-mixed", "32-true"]
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -18,6 +18,7 @@ from cryoai.errors import CryoAIError
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.grid_head import GridHead
+from cryoai.precision import product_dtype
 from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import Precision, TrainingSettings
@@ -70,7 +71,7 @@ class StepRecord:
     seconds: float
 
 
-def make_fabric(device: str = "auto", precision: Precision = "bf16-mixed") -> Fabric:
+def make_fabric(device: Literal["cpu", "cuda"] = "cpu", precision: Precision = "auto") -> Fabric:
     """Device, precision and processes; ``torchrun`` and Slurm decide how many processes there are."""
     from lightning_fabric import Fabric
 
@@ -78,7 +79,9 @@ def make_fabric(device: str = "auto", precision: Precision = "bf16-mixed") -> Fa
     processes = int(os.environ.get("LOCAL_WORLD_SIZE", 1))
     nodes = max(1, int(os.environ.get("WORLD_SIZE", 1)) // processes)
     strategy = "ddp_find_unused_parameters_true" if processes * nodes > 1 else "auto"
-    accelerator = "gpu" if device == "cuda" else device
+    accelerator = "gpu" if device == "cuda" else "cpu"
+    if precision == "auto":
+        precision = "bf16-mixed" if product_dtype(device) == torch.bfloat16 else "32-true"
     fabric = Fabric(
         accelerator=accelerator, devices=processes, num_nodes=nodes, strategy=strategy, precision=precision
     )
