@@ -23,6 +23,7 @@ from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
 from cryoai.metrics.fsc import compute_fsc, make_soft_sphere
 from cryoai.metrics.pose_error import compute_pose_errors
 from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
@@ -32,7 +33,7 @@ from cryoai.reconstruction.encoder_file import TrainedEncoder
 from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
 from cryoai.training.model import AmortizedModel
 from cryoai.training.sources import BatchSource, RealParticles
-from cryoai.training.trainer import Trainer, make_fabric, measure_image_power
+from cryoai.training.trainer import Trainer, make_fabric
 from cryoai.types import ParticleSet, Pose
 from cryoai.volumes import make_volume
 
@@ -167,7 +168,7 @@ def describe_encoder(
     """An encoder as `train_from_scratch` would hand it on."""
     return TrainedEncoder(
         encoder, config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size, float(data.pixel_size),
-        float(data.disk.radius[-1]), noise, noise, config.hybrid.keep,
+        float(data.disk.radius[-1]), noise, noise, config.encoder.keep,
     )  # fmt: skip
 
 
@@ -220,7 +221,8 @@ def make_trainer(data: ParticleData, config: ReconstructConfig, source: BatchSou
         source = RealParticles(data, rows, full_radius(box), settings.batch_size, config.seed)
     return Trainer(
         AmortizedModel(make_encoder(config, data), volume, settings), source, settings, seed=config.seed,
-        image_power=measure_image_power(look), fabric=make_fabric("cpu", config.encoder.precision),
+        image_power=estimate_shell_power(look.images, look.disk),
+        fabric=make_fabric("cpu", config.encoder.precision),
     )  # fmt: skip
 
 

@@ -87,6 +87,14 @@ class PoseHypotheses:
         """Those of some of the particles."""
         return PoseHypotheses(self.rotation[rows], self.translation[rows], self.log_weight[rows])
 
+    def joined(self, other: PoseHypotheses) -> PoseHypotheses:
+        """These of each particle, then the other ones of the same particle."""
+        return PoseHypotheses(
+            torch.cat((self.rotation, other.rotation), 1),
+            torch.cat((self.translation, other.translation), 1),
+            torch.cat((self.log_weight, other.log_weight), 1),
+        )
+
     def posterior(self) -> Float[Tensor, "batch h"]:
         """Weights that sum to one over the hypotheses of a particle."""
         return torch.softmax(self.log_weight, dim=1)

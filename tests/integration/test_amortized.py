@@ -33,6 +33,7 @@ from cryoai.io import StackWriter
 from cryoai.metrics.pose_error import compute_pose_errors
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.write_simulation import write_simulation
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
 from cryoai.reconstruction.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
@@ -41,7 +42,6 @@ from cryoai.reconstruction.infer import InferredPoses
 from cryoai.reconstruction.progress import Advance, Progress
 from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.report import write_report
-from cryoai.training.trainer import measure_image_power
 
 OUTPUTS = (
     "map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "metrics.jsonl", "config.yaml",
@@ -215,13 +215,12 @@ def test_an_encoder_trained_from_scratch_poses_seen_and_unseen_particles(tmp_pat
         write_simulation(make_phantom(24, 10.0), simulation, tmp_path / name)
     config = ReconstructConfig(
         method="amortized",
-        encoder=EncoderConfig(hypotheses=600, widths=(16, 32, 64), box_size=16),
+        encoder=EncoderConfig(hypotheses=600, widths=(16, 32, 64), box_size=16, keep=100),
         amortize=AmortizeConfig(
             steps=130, batch_size=64, first_radius=3, last_radius=8, march_steps=60, search_radius=8,
             max_shift=0.05, sampling_steps=50, encoder_start=30, own_proposals_start=95, volume_width=64,
             points_per_step=6000,
         ),
-        hybrid=HybridConfig(keep=100),
         refine=RefineConfig(max_rounds=1, search_rotations=600, search_radius=6),
     )  # fmt: skip
     run = tmp_path / "run"
@@ -319,9 +318,10 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     particles = read_particles(root / "in" / "particles.star")
     data = ParticleData(particles, 8.0, 32, memory_limit=2**28, scratch=root)
     settings = PoseEncoderSettings(256.0, "so3_grid", 1000, EncoderSettings(16, (4, 4, 4)))
+    look = data.batch(np.arange(400))
     trained = TrainedEncoder(
         make_pose_encoder(settings, 0).eval(), "flip", False, 32, 8.0, 10.0, result.state.noise_power,
-        measure_image_power(data.batch(np.arange(400))), keep=1000,
+        estimate_shell_power(look.images, look.disk), keep=1000,
     )  # fmt: skip
     write_encoder(trained, folder / "encoder.pt")
     return folder

@@ -70,7 +70,7 @@ def test_the_paper_is_as_published() -> None:
         ("amortize: {symetrized: true}", "symmetrized"),
         ("amortize: {encoder_learning_rat: 1.0}", "encoder_learning_rate"),
         ("hybrid: {encodr: always}", "encoder"),
-        ("hybrid: {keeps: 10}", "keep"),
+        ("encoder: {keeps: 10}", "keep"),
         ("refine: {max_round: 1}", "max_rounds"),
         ("amortise: {steps: 10}", "amortize"),
         ("hybryd: {}", "hybrid"),
@@ -97,7 +97,7 @@ def test_misspelt_names_get_a_suggestion(tmp_path: Path, text: str, suggestion: 
         ("amortize: {own_proposals_share: 1.5}", "amortize.own_proposals_share"),
         ("amortize: {volume: gaussians}", "amortize.volume"),
         ("hybrid: {encoder: maybe}", "hybrid.encoder"),
-        ("hybrid: {keep: 0}", "hybrid.keep"),
+        ("encoder: {keep: 0}", "encoder.keep"),
         ("refine: {max_rounds: -1}", "refine.max_rounds"),
     ],
 )
@@ -110,9 +110,9 @@ def test_values_out_of_range_are_named(tmp_path: Path, text: str, name: str) -> 
 
 def test_options_of_a_group_override_the_file_and_leave_the_rest(tmp_path: Path) -> None:
     file = tmp_path / "options.yaml"
-    file.write_text("hybrid: {encoder: never, keep: 7}\n")
+    file.write_text("hybrid: {encoder: never, batch_size: 7}\n")
     config = load_config(file, {"hybrid.encoder": "always", "seed": 3})
-    assert (config.hybrid.encoder, config.hybrid.keep, config.seed) == ("always", 7, 3)
+    assert (config.hybrid.encoder, config.hybrid.batch_size, config.seed) == ("always", 7, 3)
     file.write_text("hybrid:\n")
     assert load_config(file, {"hybrid.encoder": "always"}).hybrid.encoder == "always"
 

@@ -37,11 +37,11 @@ from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_tur
 from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
 from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder, write_encoder
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, grid_targets, join_hypotheses, pick_winner, real_cost
+from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError, make_fabric, measure_image_power
+from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError, make_fabric
 from cryoai.training.winners import Scorer, Winners
 from cryoai.volumes import AbstractVolume, FourierGrid, make_volume
 
@@ -91,7 +91,7 @@ def pose_encoder(kind: str, hypotheses: int = 60, seed: int = 0) -> PoseEncoder:
 def scorer_for(
     volume: FourierVolume, batch: ParticleBatch, *, sample: bool = False, radius: float = 6.0, seed: int = 0
 ) -> Scorer:
-    noise = measure_image_power(batch).clamp(min=1e-6)
+    noise = estimate_shell_power(batch.images, batch.disk).clamp(min=1e-6)
     return Scorer(volume, noise, radius, 5.0, 30.0, sample, generator(seed))
 
 
@@ -166,7 +166,7 @@ def test_joined_hypotheses_are_those_of_both() -> None:
         PoseHypotheses(random_rotations(6, generator(s)).view(2, 3, 3, 3), torch.rand(2, 3, 2), torch.rand(2, 3))
         for s in (0, 1)
     )
-    both = join_hypotheses(first, second)
+    both = first.joined(second)
     for name in ("rotation", "translation", "log_weight"):
         assert torch.equal(getattr(both, name)[:, :3], getattr(first, name))
         assert torch.equal(getattr(both, name)[:, 3:], getattr(second, name))
@@ -487,7 +487,7 @@ def make_trainer(
     volume = volume or make_volume("fourier_net", BOX, width=16, scale=scale, seed=seed)
     model = AmortizedModel(pose_encoder(kind, {"anchored": 6}.get(kind, 200), seed), volume, settings)
     return Trainer(
-        model, source, settings, seed=seed, image_power=measure_image_power(batch),
+        model, source, settings, seed=seed, image_power=estimate_shell_power(batch.images, batch.disk),
         fabric=make_fabric("cpu", precision),
     )  # fmt: skip
 
@@ -627,7 +627,8 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
     model = AmortizedModel(pose_encoder("so3_grid", 60), None, settings)
     # The same 64 images again and again: few enough to be learned by heart.
     trainer = Trainer(
-        model, lambda step: simulated(step % 2), settings, seed=0, image_power=measure_image_power(pool),
+        model, lambda step: simulated(step % 2), settings, seed=0,
+        image_power=estimate_shell_power(pool.images, pool.disk),
         map_volume=volume, noise_power=noise, fabric=make_fabric("cpu"),
     )  # fmt: skip
     trainer.train()

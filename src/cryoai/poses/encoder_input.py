@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
@@ -59,6 +60,14 @@ def turn_by_pi(images: Float[Tensor, "*batch box box"]) -> Float[Tensor, "*batch
     turned = images.flip((-2, -1))
     # The centre of an even box is half a pixel off the centre of its pixels.
     return turned if images.shape[-1] % 2 else turned.roll((1, 1), dims=(-2, -1))
+
+
+def pose_both_ways(
+    encode: Callable[[Float[Tensor, "twice box box"]], PoseHypotheses], images: Float[Tensor, "batch box box"]
+) -> PoseHypotheses:
+    """Hypotheses from each image, then those from its copy turned by π, all of them poses of the image as it is."""
+    found = encode(torch.cat((images, turn_by_pi(images))))
+    return found[: len(images)].joined(undo_turn(found[len(images) :]))
 
 
 def undo_turn(poses: PoseHypotheses) -> PoseHypotheses:

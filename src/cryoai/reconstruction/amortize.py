@@ -10,6 +10,7 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
@@ -20,7 +21,7 @@ from cryoai.reconstruction.progress import Progress
 from cryoai.training.model import AmortizedModel
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles
-from cryoai.training.trainer import StepRecord, Trainer, make_fabric, measure_image_power
+from cryoai.training.trainer import StepRecord, Trainer, make_fabric
 from cryoai.volumes import AbstractVolume, make_volume
 
 # Images that the first guess of the spectra is measured on.
@@ -81,7 +82,7 @@ def train_from_scratch(
     options = config.amortize
     rows = data.usable_rows
     look = data.batch(rows[:: max(1, len(rows) // _FOR_SPECTRUM)])
-    image_power = measure_image_power(look)
+    image_power = estimate_shell_power(look.images, look.disk)
     settings = training_settings(config, data)
     volume = make_volume(
         options.volume, data.disk.box_size, width=options.volume_width,
@@ -123,7 +124,7 @@ def training_settings(config: ReconstructConfig, data: ParticleData) -> Training
         **same,
         max_shift=options.max_shift * box * data.pixel_size,
         mask_radius=None if options.mask_radius is None else options.mask_radius * box,
-        keep=config.hybrid.keep,
+        keep=config.encoder.keep,
         encoder_ctf=config.encoder.ctf,
     )
 
@@ -141,7 +142,7 @@ def _result(
         rendered = volume.to_fourier_volume(trainer.settings.last_radius, _RENDER_PADDING)
     trained = TrainedEncoder(
         model.encoder.cpu(), config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size,
-        float(data.pixel_size), float(data.disk.radius[-1]), trainer.noise_power, image_power, config.hybrid.keep,
+        float(data.pixel_size), float(data.disk.radius[-1]), trainer.noise_power, image_power, config.encoder.keep,
     )  # fmt: skip
     return AmortizedResult(trained, rendered, tuple(trainer.history), trainer.skipped)
 

@@ -57,6 +57,8 @@ class EncoderConfig(BaseModel):
     """One more max pooling at the end."""
     ctf: CtfTreatment = "flip"
     """What is done about the CTF in its input: none, flip (the phases), or multiply."""
+    keep: int = Field(default=32, ge=1)
+    """Its best hypotheses that are scored against the map."""
     precision: Precision = "auto"
     """Of matrix products and convolutions; auto is bf16-mixed where the processor is fast at it, else 32-true."""
 
@@ -137,8 +139,6 @@ class HybridConfig(BaseModel):
     """Images in a mini-batch."""
     learning_rate: float = Field(default=3e-3, gt=0)
     """Of Adam."""
-    keep: int = Field(default=32, ge=1)
-    """The encoder's best hypotheses that are scored against the map."""
 
 
 class RefineConfig(BaseModel):

@@ -11,7 +11,7 @@ from torch import Tensor
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.encoder import fold_batch_norm
-from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
+from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
@@ -22,7 +22,6 @@ from cryoai.reconstruction.global_search import refine_in_stages
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import CHUNK, RefinementState, fit_gain
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import join_hypotheses
 
 _IMAGES_AT_ONCE = 512
 # Hypotheses of each particle that are refined locally.
@@ -61,9 +60,7 @@ class EncoderInference:
         images = make_encoder_images(batch.prefix(self._trained.radius), box, ctf=self._trained.ctf).to(
             self._device
         )
-        found = self._encode(images)
-        if self._trained.symmetrized:
-            found = join_hypotheses(found, undo_turn(self._encode(turn_by_pi(images))))
+        found = pose_both_ways(self._encode, images) if self._trained.symmetrized else self._encode(images)
         if self._trained.mirrored:
             mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
             found = PoseHypotheses(mirror @ found.rotation @ mirror, found.translation, found.log_weight)

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import (
     make_search_grid,
@@ -25,7 +26,7 @@ from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, make_fabric, measure_image_power
+from cryoai.training.trainer import StepRecord, Trainer, make_fabric
 from cryoai.training.winners import Winners
 
 # Real particles whose CTFs the simulated images have, and those that show how far particles are off-centre.
@@ -85,7 +86,7 @@ def train_on_map(
         steps=options.simulated_steps + options.real_steps, batch_size=options.batch_size,
         encoder_learning_rate=options.learning_rate, first_radius=radius, last_radius=radius,
         search_radius=radius, max_shift=config.bootstrap.max_shift * box_length, march_steps=0,
-        sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=options.keep,
+        sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=config.encoder.keep,
         encoder_ctf=config.encoder.ctf,
     )  # fmt: skip
     model = AmortizedModel(make_encoder(config, data), None, settings)
@@ -101,7 +102,7 @@ def train_on_map(
         RealParticles(data, rows[: config.bootstrap.images], radius, options.batch_size, config.seed),
         options.simulated_steps,
     )
-    image_power = measure_image_power(pool)
+    image_power = estimate_shell_power(pool.images, pool.disk)
     trainer = Trainer(
         model, source, settings, seed=config.seed, image_power=image_power, map_volume=volume,
         noise_power=noise, fabric=fabric,
@@ -116,7 +117,7 @@ def train_on_map(
             checkpoint.save("encoder_training", trainer.state())
     trained = TrainedEncoder(
         model.encoder.cpu(), config.encoder.ctf, False, data.disk.box_size, float(data.pixel_size), radius,
-        noise, image_power, options.keep,
+        noise, image_power, config.encoder.keep,
     )  # fmt: skip
     return trained, tuple(trainer.history)
 

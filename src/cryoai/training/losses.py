@@ -9,7 +9,6 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk, disk_to_images, radial_distance
-from cryoai.tensors import PoseHypotheses
 
 Domain = Literal["fourier", "real"]
 
@@ -69,15 +68,6 @@ def pick_winner(
     # Costs that are not finite give no weights; their batch is skipped when the loss is seen.
     weight = torch.softmax(-(cost - cost.amin(1, keepdim=True)) / temperature, 1).cpu().nan_to_num(1.0)
     return torch.multinomial(weight, 1, generator=generator)[:, 0].to(cost.device)
-
-
-def join_hypotheses(first: PoseHypotheses, second: PoseHypotheses) -> PoseHypotheses:
-    """All hypotheses of both, for each particle."""
-    return PoseHypotheses(
-        torch.cat((first.rotation, second.rotation), 1),
-        torch.cat((first.translation, second.translation), 1),
-        torch.cat((first.log_weight, second.log_weight), 1),
-    )
 
 
 def grid_targets(

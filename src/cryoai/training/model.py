@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from cryoai.geometry.fourier import FourierDisk
 from cryoai.physics.translation import compute_shift
-from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
+from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, grid_targets, join_hypotheses, pick_winner, real_cost
+from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.winners import (
     Scorer,
@@ -177,13 +177,7 @@ class AmortizedModel(nn.Module):
     def _hypotheses_of(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
         if not self.settings.symmetrized:
             return self.encoder(images)
-        both = self.encoder(torch.cat((images, turn_by_pi(images))))
-        n = len(images)
-        first, second = (
-            PoseHypotheses(both.rotation[part], both.translation[part], both.log_weight[part])
-            for part in (slice(None, n), slice(n, None))
-        )
-        return join_hypotheses(first, undo_turn(second))
+        return pose_both_ways(self.encoder, images)
 
     def _winning(
         self, hypotheses: PoseHypotheses, batch: ParticleBatch, scorer: Scorer

@@ -15,11 +15,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.errors import CryoAIError
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.grid_head import GridHead
 from cryoai.precision import product_dtype
-from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import Precision, TrainingSettings
 from cryoai.training.sources import BatchSource
@@ -139,6 +137,12 @@ class Trainer:
         self._seconds = 0.0
         self._rendered: FourierVolume | None = map_volume
         self._optimizers = _make_optimizers(model, settings)
+        # The options that a user would change.
+        self._rates = (
+            "hybrid.learning_rate"
+            if model.volume is None
+            else ("amortize.encoder_learning_rate and amortize.volume_learning_rate")
+        )
         self._wrapped, *wrapped = self.fabric.setup(model, *self._optimizers.values())
         self._wrapped_optimizers = dict(zip(self._optimizers, wrapped, strict=True))
 
@@ -220,7 +224,7 @@ class Trainer:
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise TrainingDivergedError(
                 f"training diverged at step {self.step}: {self._skipped_in_a_row} batches in a row had no finite "
-                "loss; lower amortize.encoder_learning_rate and amortize.volume_learning_rate and start again"
+                f"loss; lower {self._rates} and start again"
             )
 
     def _look_at_residual(self, residual: Float[Tensor, " shells"]) -> None:
@@ -230,7 +234,7 @@ class Trainer:
         if float(residual[shells].sum()) > _DIVERGED * float(self._image_power[shells].sum()):
             raise TrainingDivergedError(
                 f"training diverged at step {self.step}: the volume's images are over {_DIVERGED:.0f} times "
-                "stronger than the particles; lower amortize.volume_learning_rate and start again"
+                f"stronger than the particles; lower {self._rates} and start again"
             )
         if self._measures_noise:
             noise = self._noise_power.clone()
@@ -301,11 +305,6 @@ class Trainer:
         if saved["rendered"] is not None and self.model.volume is not None:
             values = saved["rendered"].to(self.fabric.device)
             self._rendered = FourierVolume(values, self.model.volume.box_size, _RENDER_PADDING)
-
-
-def measure_image_power(batch: ParticleBatch) -> Float[Tensor, " shells"]:
-    """Mean ``|coefficient|²`` per shell."""
-    return estimate_shell_power(batch.images, batch.disk)
 
 
 def _make_optimizers(model: AmortizedModel, settings: TrainingSettings) -> dict[str, torch.optim.Optimizer]:
