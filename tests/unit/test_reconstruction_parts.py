@@ -10,7 +10,7 @@ import torch
 
 from cryoai.geometry.fourier import radial_distance
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
-from cryoai.metrics.alignment import find_near_symmetries
+from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.phantom import make_phantom
 from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
 from cryoai.reconstruction.global_search import _distinct

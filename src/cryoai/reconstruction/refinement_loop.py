@@ -12,8 +12,9 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius, largest_radius
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.alignment import MapAlignment, apply_alignment, find_near_symmetries
+from cryoai.metrics.alignment import MapAlignment, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
+from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
