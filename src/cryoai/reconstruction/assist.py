@@ -21,18 +21,26 @@ def process_rank() -> int:
     return int(os.environ.get("RANK", 0))
 
 
-def assist(particles: ParticleSet, output: Path, config: ReconstructConfig) -> None:
-    """Train with the first process, on this process's share of the particles.
+def check_processes(config: ReconstructConfig) -> None:
+    """Refuse several processes where there is nothing that they would share.
 
     Raises
     ------
     InputError
-        The method is one that only one process can run.
+        Only training from scratch is shared.
     """
+    if int(os.environ.get("WORLD_SIZE", 1)) == 1:
+        return
     if config.method != "amortized":
         raise InputError(
             f"--method {config.method} runs in one process", advice="start it without torchrun, or use amortized"
         )
+    if config.known_poses or config.refine.start_from_input_poses:
+        raise InputError("nothing is trained at the input's poses", advice="start it without torchrun")
+
+
+def assist(particles: ParticleSet, output: Path, config: ReconstructConfig) -> None:
+    """Train with the first process, on this process's share of the particles."""
     with tempfile.TemporaryDirectory() as scratch:
         data = read_training_data(particles, config, Path(scratch), Progress())
         try:

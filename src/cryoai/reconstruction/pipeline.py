@@ -27,7 +27,7 @@ from cryoai.reconstruction.ab_initio import (
     split_for_bootstrap,
 )
 from cryoai.reconstruction.amortize import AmortizedResult, train_from_scratch
-from cryoai.reconstruction.assist import assist, process_rank
+from cryoai.reconstruction.assist import assist, check_processes, process_rank
 from cryoai.reconstruction.bootstrap import BootstrapSettings
 from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
@@ -97,6 +97,7 @@ def reconstruct(
     progress = progress or Progress()
     output = Path(output)
     check_method(config)
+    check_processes(config)
     if not isinstance(particles, ParticleSet):
         particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
     for note in particles.notes:
