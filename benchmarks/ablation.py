@@ -65,12 +65,12 @@ def loss_arms(args: argparse.Namespace) -> None:
                 if results.read(label=label, seed=seed):
                     continue
                 options = {"label": label, "volume": volume, "loss": loss, "volume_lr": rate, "head": "s2s2"}
-                scheme = {"hypotheses": None, "batch": None, "encoder_lr": None, **options}
+                scheme = {"hypotheses": None, "batch": None, "encoder_lr": 3e-4, **options}
                 results.append(paper_scheme.run(argparse.Namespace(**{**vars(args), **scheme}), seed))
                 show(f"{label}, seed {seed}:", results.read()[-1])
     for label in dict.fromkeys(entry["label"] for entry in results.read()):
         ends = results.read(label=label)
-        print(f"{label}: {sum(has_converged(entry) for entry in ends)} of {len(ends)} converged")
+        print(f"{label}: {sum(has_converged(entry, paper_scheme.WAY) for entry in ends)} of {len(ends)} converged")
 
 
 def volume_config(volume: VolumeKind, args: argparse.Namespace, seed: int) -> ReconstructConfig:
@@ -241,7 +241,7 @@ def main() -> None:
 
 
 def draw_losses(args: argparse.Namespace) -> None:
-    paper_scheme.draw(argparse.Namespace(**{**vars(args), "label": None}), "losses.png")
+    paper_scheme.draw(args, "losses.png")
 
 
 if __name__ == "__main__":

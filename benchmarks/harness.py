@@ -230,12 +230,16 @@ def make_trainer(data: ParticleData, config: ReconstructConfig, source: BatchSou
     )  # fmt: skip
 
 
-def has_converged(figures: dict[str, Any]) -> bool:
-    """By a run's own figures: map at 2.6 px, and the encoder's own pose, not even scored, within 9° for most."""
+def has_converged(figures: dict[str, Any], way: str = "first") -> bool:
+    """By a run's own figures: map at 2.6 px, and the encoder's own pose, not even scored, within 9° for most.
+
+    With the symmetrised loss an encoder may explain either an image or its turned copy: there, what counts is the
+    better one (``scored``).
+    """
     return (
-        "first" in figures
+        way in figures
         and figures["fsc_px"] <= CONVERGED_PX
-        and figures["first"]["rotation_median"] <= CONVERGED_ROTATION
+        and figures[way]["rotation_median"] <= CONVERGED_ROTATION
     )
 
 

@@ -1,10 +1,10 @@
 """The scheme of Levy et al. (2022) itself on an easy problem: does it converge, and how fast?
 
-    python benchmarks/paper_scheme.py --work /tmp/paper --minutes 30 --seeds 5 [--head anchored --hypotheses 8]
+    python benchmarks/paper_scheme.py --work /tmp/paper --seeds 5 [--head anchored --hypotheses 60]
     python benchmarks/paper_scheme.py --work /tmp/paper --figures
 
 configs/paper-small.yaml (one pose per image through S²×S², FourierNet, the symmetrised loss) is trained on
-noise-free, centred images without CTF. Learning curves go to ``paper_curves.jsonl``, ends of runs to
+noise-free, centred images of 16 px without CTF. Learning curves go to ``paper_curves.jsonl``, ends of runs to
 ``paper.jsonl``, final maps to ``maps/``. The encoder's own pose is the ``first``; ``scored`` is the better of those
 of the image and of its copy turned by 180° (with several hypotheses, the best of all).
 """
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, get_args
 
 from harness import (
-    CONVERGED_PX,
     CONVERGED_ROTATION,
     MOLECULES,
     NOISE,
@@ -38,6 +37,10 @@ from cryoai.volumes import VolumeKind
 
 SMALL = REPOSITORY / "configs" / "paper-small.yaml"
 ROTATIONS_OF_GRID = 4608
+# Five stages do not fit 16 px, and FourierNet needs no more neurons than the map has shells for.
+SIZES: dict[int, dict[str, Any]] = {16: {"encoder.widths": [16, 32, 64, 64], "amortize.volume_width": 64}}
+# Which poses count: the better of those of an image and of its copy turned by 180°.
+WAY = "scored"
 
 
 def make_config(args: argparse.Namespace, seed: int) -> ReconstructConfig:
@@ -47,7 +50,7 @@ def make_config(args: argparse.Namespace, seed: int) -> ReconstructConfig:
     options: dict[str, Any] = {
         "seed": seed, "box_size": box, "encoder.box_size": args.encoder_box or box, **radii,
         "encoder.head": args.head, "amortize.symmetrized": args.loss == "symmetrized",
-        "amortize.steps": 10_000_000,
+        "amortize.steps": 10_000_000, **SIZES.get(box, {}),
     }  # fmt: skip
     hypotheses = args.hypotheses or (ROTATIONS_OF_GRID if args.head == "so3_grid" else 8)
     named = {
@@ -85,39 +88,35 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     learner = Learner(load(folder), make_config(args, seed), watch, tell)
     end = learner.run()
     learner.write(args.work / "maps" / f"{label}-seed{seed}.mrc")
-    return {**key, "minutes": args.minutes, "threads": args.threads, "converged": has_converged(end), **end}
+    return {**key, "minutes": args.minutes, "threads": args.threads, "converged": has_converged(end, WAY), **end}
 
 
 def draw(args: argparse.Namespace, name: str = "paper_scheme.png") -> None:
-    """Loss, rotation error and resolution over time; a column per label, a line per seed."""
+    """Loss, rotation error and likeness to the truth over time: a colour per label, a line per seed."""
     import matplotlib.pyplot as plt
 
     curves = Results(args.work / "paper_curves.jsonl").read()
-    labels = [args.label] if args.label else sorted({entry["label"] for entry in curves})
-    rows = {
-        "loss": (lambda e: e["volume_loss"], None),
-        "median rotation error": (lambda e: e["scored"]["rotation_median"], CONVERGED_ROTATION),
-        "FSC 0.5 (px)": (lambda e: e["fsc_px"], CONVERGED_PX),
-    }
-    figure, axes = plt.subplots(
-        len(rows), len(labels), figsize=(1.2 + 3.2 * len(labels), 7), sharex="col", sharey="row", squeeze=False
-    )
-    for column, label in enumerate(labels):
-        axes[0, column].set_title(label, fontsize="small")
-        axes[-1, column].set_xlabel("minutes of training")
+    labels = args.labels or sorted({entry["label"] for entry in curves})
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6))
+    for place, label in enumerate(labels):
         lines = [entry for entry in curves if entry["label"] == label]
-        for seed in sorted({entry["seed"] for entry in lines}):
+        for number, seed in enumerate(sorted({entry["seed"] for entry in lines})):
             line = [entry for entry in lines if entry["seed"] == seed]
-            for row, (value, _) in enumerate(rows.values()):
-                axes[row, column].plot(
-                    [e["seconds"] / 60 for e in line], [value(e) for e in line], ".-", linewidth=1
-                )
-        for row, (_, target) in enumerate(rows.values()):
-            axes[row, column].set_yscale("log")
-            if target is not None:
-                axes[row, column].axhline(target, color="0.7", linestyle=":")
-    for row, title in enumerate(rows):
-        axes[row, 0].set_ylabel(title)
+            minutes = [entry["seconds"] / 60 for entry in line]
+            values = (
+                [e["volume_loss"] for e in line],
+                [e[WAY]["rotation_median"] for e in line],
+                [e["mean_fsc"] for e in line],
+            )
+            for axis, y in zip(axes, values, strict=True):
+                axis.plot(minutes, y, color=f"C{place}", linewidth=1.2, label=None if number else label)
+    axes[0].set(yscale="log", ylabel="power that the volume does not explain")
+    axes[1].set(yscale="log", ylabel="median rotation error")
+    axes[1].axhline(CONVERGED_ROTATION, color="0.7", linestyle=":")
+    axes[2].set(ylabel="mean FSC with the truth")
+    for axis in axes:
+        axis.set_xlabel("minutes of training")
+    axes[0].legend()
     args.images.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(args.images / name, dpi=110)
@@ -125,18 +124,19 @@ def draw(args: argparse.Namespace, name: str = "paper_scheme.png") -> None:
 
 def add_scheme_options(parser: argparse.ArgumentParser) -> None:
     molecules = [f"{molecule}_{noise}" for molecule in MOLECULES for noise in NOISE]
-    parser.add_argument("--molecule", default="phantom_ideal", choices=molecules)
-    parser.add_argument("--box", type=int, default=32)
+    parser.add_argument("--molecule", default="5nrl_ideal", choices=molecules)
+    parser.add_argument("--box", type=int, default=16)
     parser.add_argument("--encoder-box", type=int, help="px that the encoder looks at; default: all")
     parser.add_argument("--particles", type=int, default=10_000)
     parser.add_argument("--shifts", action="store_true", help="images are off-centre by 2 px at a box of 32")
     parser.add_argument("--ctf", action="store_true", help="images have a CTF")
     parser.add_argument("--config", type=Path, default=SMALL)
-    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
     parser.add_argument("--until-px", type=float, default=0.0, help="stop at this resolution")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
+    parser.add_argument("--labels", nargs="+", help="of the runs that are drawn; default: all")
 
 
 def main() -> None:
@@ -148,8 +148,8 @@ def main() -> None:
     parser.add_argument("--loss", default="symmetrized", choices=("symmetrized", "l2"))
     parser.add_argument("--volume", choices=get_args(VolumeKind))
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--encoder-lr", type=float)
-    parser.add_argument("--volume-lr", type=float)
+    parser.add_argument("--encoder-lr", type=float, default=3e-4)
+    parser.add_argument("--volume-lr", type=float, default=3e-4)
     parser.add_argument("--set", nargs="*", default=[], help="options such as encoder.widths=[16,32]")
     parser.add_argument("--label", help="names runs; default: from the options")
     args = parse(parser)
@@ -162,7 +162,7 @@ def main() -> None:
             results.append(run(args, seed))
             show(f"seed {seed}:", results.read()[-1])
     ends = results.read(label=args.label or default_label(args))
-    print(f"{sum(has_converged(entry) for entry in ends)} of {len(ends)} converged")
+    print(f"{sum(has_converged(entry, WAY) for entry in ends)} of {len(ends)} converged")
 
 
 if __name__ == "__main__":
