@@ -140,7 +140,7 @@ def infer(args: argparse.Namespace, results: Results) -> None:
         with torch.no_grad():
             return encoder.eval()(make_encoder_images(batch, 32, ctf=config.encoder.ctf))
 
-    ways = {"bf16_folded": fast.hypotheses, "float32_folded": full.hypotheses, "float32_plain": plain}
+    ways = {"default": fast.hypotheses, "float32_folded": full.hypotheses, "float32_plain": plain}
     for turn in range(args.turns):
         entry = {"what": "infer", "turn": turn, "threads": args.threads, "label": args.label}
         for name, way in ways.items():

@@ -12,7 +12,7 @@ import torch
 def product_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     """bfloat16 where the device has instructions for it, else float32.
 
-    Without them PyTorch emulates bfloat16, 10 to 40 times slower than float32 (measured with AVX2 alone). Most
+    Without them PyTorch emulates bfloat16, 7 to 40 times slower than float32 (measured with AVX2 alone). Most
     laptops are like that.
     """
     return torch.bfloat16 if _multiplies_bfloat16(torch.device(device).type) else torch.float32
