@@ -51,7 +51,7 @@ LEARNING_RATES = {
     "fourier_net": 1e-3, "siren": 1e-3, "positional_mlp": 1e-3, "fourier_grid": 1e-1, "real_grid": 1e-1
 }  # fmt: skip
 TRIED_RATES = {True: (1e-2, 3e-2, 1e-1, 3e-1), False: (3e-4, 1e-3, 3e-3)}
-SCHEME_RATES = {"fourier_net": 3e-4, "real_grid": 1e-2}
+SCHEME_RATES = {"fourier_net": paper_scheme.LEARNING_RATE, "real_grid": 1e-2}
 LOSSES = ("symmetrized", "l2")
 
 
@@ -65,7 +65,7 @@ def loss_arms(args: argparse.Namespace) -> None:
                 if results.read(label=label, seed=seed):
                     continue
                 options = {"label": label, "volume": volume, "loss": loss, "volume_lr": rate, "head": "s2s2"}
-                scheme = {"hypotheses": None, "batch": None, "encoder_lr": 3e-4, **options}
+                scheme = {"hypotheses": None, "batch": None, "encoder_lr": paper_scheme.LEARNING_RATE, **options}
                 results.append(paper_scheme.run(argparse.Namespace(**{**vars(args), **scheme}), seed))
                 show(f"{label}, seed {seed}:", results.read()[-1])
     for label in dict.fromkeys(entry["label"] for entry in results.read()):

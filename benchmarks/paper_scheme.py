@@ -41,6 +41,8 @@ ROTATIONS_OF_GRID = 4608
 SIZES: dict[int, dict[str, Any]] = {16: {"encoder.widths": [16, 32, 64, 64], "amortize.volume_width": 64}}
 # Which poses count: the better of those of an image and of its copy turned by 180°.
 WAY = "scored"
+# Of Adam, for encoder and volume.
+LEARNING_RATE = 3e-4
 
 
 def make_config(args: argparse.Namespace, seed: int) -> ReconstructConfig:
@@ -148,8 +150,8 @@ def main() -> None:
     parser.add_argument("--loss", default="symmetrized", choices=("symmetrized", "l2"))
     parser.add_argument("--volume", choices=get_args(VolumeKind))
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--encoder-lr", type=float, default=3e-4)
-    parser.add_argument("--volume-lr", type=float, default=3e-4)
+    parser.add_argument("--encoder-lr", type=float, default=LEARNING_RATE)
+    parser.add_argument("--volume-lr", type=float, default=LEARNING_RATE)
     parser.add_argument("--set", nargs="*", default=[], help="options such as encoder.widths=[16,32]")
     parser.add_argument("--label", help="names runs; default: from the options")
     args = parse(parser)
