@@ -219,9 +219,10 @@ def test_two_box_sizes(folder):
 
 
 @pytest.mark.parametrize("bad", ["nan", "inf", "1e4x"])
+@pytest.mark.parametrize("good", [("1", "2", "4"), ("1", "1", "1")])
 @pytest.mark.parametrize("column", ["rlnDefocusU", "rlnAngleTilt"])
-def test_values_that_are_not_numbers(folder, column, bad):
-    table = columns(**{column: ["1", "2", bad, "4"]})
+def test_values_that_are_not_numbers(folder, column, good, bad):
+    table = columns(**{column: [*good[:2], bad, good[2]]})
     with pytest.raises(InputError, match=f"particle 3: {column} is not a number"):
         read_particles(write_star(folder / "p.star", table))
 
@@ -359,17 +360,56 @@ def test_streaming_writer_leaves_nothing_behind(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_hundred_thousand_particles_are_read_quickly(tmp_path):
-    import time
+@pytest.mark.parametrize("rows", [1, 2, 3, 4, 5])
+@pytest.mark.parametrize("optics_last", [False, True])
+def test_long_files_are_read_in_pieces(folder, monkeypatch, rows, optics_last):
+    table = columns(
+        rlnOpticsGroup=[1] * COUNT,
+        rlnSometimesText=["001", "002", "A1", "004"],
+        rlnGrouped=["x", "x", "y", "x"],
+        rlnSometimesWhole=[1, 2, 3, 4.5],
+    )
+    path = write_star(folder / "p.star", table, optics(), optics_last=optics_last)
+    path.write_text(path.read_text() + "\n\n")
+    whole = read_particles(path)
+    monkeypatch.setattr("cryoai.io._star_table._ROWS", rows)
+    monkeypatch.setattr("cryoai.io._relion._ROWS", rows)
+    pieces = read_particles(path)
+    pd.testing.assert_frame_equal(pieces.source.particles, whole.source.particles)
+    assert pieces.source.particles["rlnSometimesText"].tolist() == table["rlnSometimesText"]
+    assert pieces.source.particles["rlnSometimesWhole"].tolist() == table["rlnSometimesWhole"]
+    assert pieces.pose is not None and whole.pose is not None
+    np.testing.assert_array_equal(pieces.pose.rotation, whole.pose.rotation)
+    np.testing.assert_array_equal(pieces.image_index, whole.image_index)
+    write_particles_star(folder / "out.star", pieces, pieces.pose)
+    written = starfile.read(folder / "out.star", parse_as_string=["rlnMicrographName", "rlnSometimesText"])
+    assert written["particles"]["rlnGrouped"].tolist() == table["rlnGrouped"]
+    assert written["particles"]["rlnSometimesText"].tolist() == table["rlnSometimesText"]
 
-    count = 100_000
-    make_stack(tmp_path / "a.mrcs", count=count, box=2)
-    table = {"rlnImageName": names(count=count)}
-    table |= {name: np.full(count, 10.5) for name in ("rlnDefocusU", "rlnDefocusV", "rlnAngleRot", "rlnAngleTilt")}
-    with ParticleStarWriter(tmp_path / "p.star", pd.DataFrame(optics())) as writer:
-        writer.append(pd.DataFrame(table))
-    start = time.perf_counter()
-    particles = read_particles(tmp_path / "p.star")
-    # About 1.5 s on one slow core: the bound is loose, it is here for accidental loops over pandas rows.
-    assert time.perf_counter() - start < 15
-    assert len(particles) == count and len(particles.stack_paths) == 1
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_bad_rows_of_long_files_are_named(folder, monkeypatch, rows):
+    monkeypatch.setattr("cryoai.io._star_table._ROWS", rows)
+    monkeypatch.setattr("cryoai.io._relion._ROWS", rows)
+    path = write_star(folder / "p.star", columns(rlnImageName=[*names()[:3], "x@a.mrcs"]))
+    with pytest.raises(InputError, match="particle 4: rlnImageName"):
+        read_particles(path)
+    path = write_star(folder / "q.star")
+    path.write_text(path.read_text().rstrip() + " one_too_many\n")
+    with pytest.raises(InputError, match=r"not a readable STAR file \(.*after row 3\)"):
+        read_particles(path)
+
+
+def test_the_later_of_two_blocks_of_one_name_counts(folder):
+    first, second = write_star(folder / "p.star"), write_star(folder / "q.star", columns(rlnDefocusU=[2e4] * COUNT))
+    first.write_text(first.read_text() + "\n\n" + second.read_text())
+    particles = read_particles(first)
+    assert len(particles) == COUNT and particles.ctf is not None
+    np.testing.assert_array_equal(particles.ctf.defocus_u_angstrom, 2e4)
+
+
+def test_text_that_is_not_utf8(folder):
+    path = write_star(folder / "p.star")
+    path.write_bytes(path.read_bytes().replace(b"two words", "größe".encode("latin-1")))
+    with pytest.raises(InputError, match="UTF-8"):
+        read_particles(path)

@@ -13,14 +13,17 @@ from cryoai.types import SourceTable
 
 
 def numeric_column(table: pd.DataFrame, name: str, file: Path) -> Float[np.ndarray, " n"]:
-    """A column as float64.
+    """A column as float64; not a copy where it is that already.
 
     Raises
     ------
     InputError
         A value is not a finite number; names the first such row.
     """
-    values = np.asarray(pd.to_numeric(table[name], errors="coerce"), dtype=np.float64)
+    column = table[name]
+    if column.dtype != np.float64:
+        column = pd.to_numeric(column, errors="coerce")
+    values = np.asarray(column, dtype=np.float64)
     bad = np.flatnonzero(~np.isfinite(values))
     if len(bad):
         shown = table[name].iloc[bad[0]]
@@ -40,7 +43,8 @@ def optional_column(source: SourceTable, *names: str) -> Float[np.ndarray, " n"]
     """
     for name in names:
         if source.optics is not None and name in source.optics:
-            return numeric_column(source.optics, name, source.path)[optics_rows(source)]
+            values, rows = numeric_column(source.optics, name, source.path), optics_rows(source)
+            return values[rows] if len(values) > 1 else np.broadcast_to(values[0], rows.shape)
         if name in source.particles:
             return numeric_column(source.particles, name, source.path)
     return None

@@ -16,6 +16,8 @@ from cryoai.types import CtfParameters, ParticleSet, Pose, SourceTable
 
 _SAME_PIXEL_SIZE = 1e-3
 """Relative difference of pixel sizes that is taken for rounding: below a hundredth of a shell in practice."""
+_ROWS = 50_000
+"""Particles converted at once, where the conversion needs much more memory than its result."""
 _MICROSCOPE_DEFAULTS = {
     "rlnVoltage": (300.0, "voltage: assumed 300 kV"),
     "rlnSphericalAberration": (2.7, "spherical aberration: assumed 2.7 mm"),
@@ -98,18 +100,22 @@ def split_image_names(
         A name is empty or its number is not one.
     """
     column = source.particles["rlnImageName"]
-    texts = column.astype(object).where(column.notna(), "").astype(str).tolist()
-    parts = [text.partition("@") if "@" in text else ("1", "@", text) for text in texts]
-    for row, (number, _, name) in enumerate(parts):
-        if not name or not number.strip().isdigit() or int(number) < 1:
-            raise InputError(
-                f"rlnImageName {texts[row]!r} is not of the form 000001@stack.mrcs",
-                file=source.path,
-                row=row + 1,
-            )
+    stack_index, image_index = np.empty((2, len(column)), dtype=np.int64)
     place: dict[str, int] = {}
-    stack_index = np.array([place.setdefault(name, len(place)) for _, _, name in parts], dtype=np.int64)
-    return list(place), stack_index, np.array([int(number) - 1 for number, _, _ in parts], dtype=np.int64)
+    for start in range(0, len(column), _ROWS):
+        rows = slice(start, start + _ROWS)
+        texts = column.iloc[rows].astype(object).where(column.iloc[rows].notna(), "").astype(str).tolist()
+        parts = [text.partition("@") if "@" in text else ("1", "@", text) for text in texts]
+        for row, (number, _, name) in enumerate(parts):
+            if not name or not number.strip().isdigit() or int(number) < 1:
+                raise InputError(
+                    f"rlnImageName {texts[row]!r} is not of the form 000001@stack.mrcs",
+                    file=source.path,
+                    row=start + row + 1,
+                )
+        stack_index[rows] = [place.setdefault(name, len(place)) for _, _, name in parts]
+        image_index[rows] = [int(number) - 1 for number, _, _ in parts]
+    return list(place), stack_index, image_index
 
 
 def _stack_facts(
@@ -165,7 +171,7 @@ def _pixel_sizes(facts: _Facts, header_pixel_size: float | None) -> Float[np.nda
             sizes = detector * 1e4 / magnification
     if sizes is None and header_pixel_size is not None:
         facts.notes.append(f"Pixel size: {header_pixel_size:.4g} Å, from the image stack's header")
-        sizes = np.full(len(source.particles), header_pixel_size)
+        sizes = np.broadcast_to(header_pixel_size, (len(source.particles),))
     if sizes is None:
         facts.notes.append("Pixel size: unknown")
         return None
@@ -203,16 +209,16 @@ def _ctf(facts: _Facts) -> CtfParameters | None:
     if lowest < 100:
         unit = "negative (overfocus)" if lowest < 0 else "below 100 Å; is it in µm?"
         facts.notes.append(f"Defocus: the smallest, {lowest:.4g} Å, is {unit}")
-    b_factor = _or_constant(optional_column(source, "rlnCtfBfactor"), 0.0, count)
-    if b_factor.min() < 0:
+    b_factor = optional_column(source, "rlnCtfBfactor")
+    if b_factor is not None and b_factor.min() < 0:
         # Some tilt-series programs write the damping with the other sign; amplification is never meant.
         facts.notes.append("CTF B factor: negative values, taken as damping by their magnitude")
     return CtfParameters(
         defocus_u_angstrom=defocus_u,
         defocus_v_angstrom=defocus_v,
-        defocus_angle=np.deg2rad(_or_constant(optional_column(source, "rlnDefocusAngle"), 0.0, count)),
-        phase_shift=np.deg2rad(_or_constant(optional_column(source, "rlnPhaseShift"), 0.0, count)),
-        b_factor=np.abs(b_factor),
+        defocus_angle=_or_constant(_radians(optional_column(source, "rlnDefocusAngle")), 0.0, count),
+        phase_shift=_or_constant(_radians(optional_column(source, "rlnPhaseShift")), 0.0, count),
+        b_factor=_or_constant(None if b_factor is None else np.abs(b_factor), 0.0, count),
         voltage_kv=_microscope(facts, "rlnVoltage"),
         spherical_aberration_mm=_microscope(facts, "rlnSphericalAberration"),
         amplitude_contrast=_microscope(facts, "rlnAmplitudeContrast"),
@@ -235,8 +241,15 @@ def _microscope(facts: _Facts, name: str) -> Float[np.ndarray, " n"]:
     return _or_constant(values, default, len(facts.source.particles))
 
 
+def _radians(degrees: Float[np.ndarray, " n"] | None) -> Float[np.ndarray, " n"] | None:
+    return None if degrees is None else np.deg2rad(degrees)
+
+
 def _or_constant(values: np.ndarray | None, default: float, count: int) -> Float[np.ndarray, " n"]:
-    return np.full(count, default) if values is None else values
+    """The values, or the default for all; what is the same for all particles is held once."""
+    if values is not None and (values != values[0]).any():
+        return values
+    return np.broadcast_to(default if values is None else values[0], (count,))
 
 
 def _pose(facts: _Facts, pixel_sizes: np.ndarray | None) -> Pose | None:
@@ -250,7 +263,10 @@ def _pose(facts: _Facts, pixel_sizes: np.ndarray | None) -> Pose | None:
     origins = [_origin(facts, axis, pixel_sizes) for axis in "XY"]
     # RELION's origin is the shift that centres the particle, so the particle itself lies at its negative;
     # RELION's Euler matrix maps the volume to the image, ours is its transpose.
-    rotation = Rotation.from_euler("ZYZ", angles, degrees=True).as_matrix()
+    rotation = np.empty((len(table), 3, 3))
+    for start in range(0, len(table), _ROWS):
+        rows = slice(start, start + _ROWS)
+        rotation[rows] = Rotation.from_euler("ZYZ", angles[rows], degrees=True).as_matrix()
     return Pose(rotation, -np.stack(origins, axis=-1))
 
 
