@@ -309,6 +309,8 @@ class _Run:
             training = train_from_scratch(self.data, self.config, self.checkpoint, self.progress)
             self._lap("training")
         self.training, self.encoder = training.history, training.trained
+        # Half-maps that start from one wrong map agree; only another beginning tells.
+        self.progress.say("Trained once: whether another --seed would find the same map is not known")
         if training.skipped:
             self._warn(f"{training.skipped} batches had no finite loss and were skipped in training")
         if self.config.refine.max_rounds == 0:

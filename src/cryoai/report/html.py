@@ -171,6 +171,7 @@ def _history_section(result: ReconstructionResult) -> dict[str, Any]:
     return {
         "starts": _starts(result.ab_initio),
         "verdict": None if result.ab_initio is None else starts_verdict(result.ab_initio),
+        "from_scratch": result.ab_initio is None and bool(result.training),
         "training": _figure("training", make_training_figure(result.training)),
         "rounds": rounds,
         "timings": [(name, duration(s), f"{100 * s / total:.0f}") for name, s in result.seconds.items()],
