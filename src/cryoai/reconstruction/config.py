@@ -187,7 +187,7 @@ class ReconstructConfig(BaseModel):
     """Everything random follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """Where to compute."""
-    cache_gib: float = Field(default=0.25, ge=0)
+    cache_gib: float = Field(default=0.125, ge=0)
     """Memory for the particles' Fourier coefficients; more go to a scratch file in the output folder."""
     bootstrap: BootstrapConfig = BootstrapConfig()
     """The ab initio stage."""
