@@ -398,6 +398,26 @@ def test_unseen_particles_get_their_poses(
     assert float(rough.confidence[0]) >= 0 and bool(rough.usable.all())
 
 
+def test_particles_that_the_encoder_misses_are_searched_for(
+    run_folder: Path, cropped: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = read_particles(cropped).pose
+    assert true is not None
+    folder = tmp_path / "run"
+    shutil.copytree(run_folder, folder)
+    write_encoder(replace(read_encoder(folder / "encoder.pt"), keep=300), folder / "encoder.pt")
+    searched = infer(cropped, folder)
+    monkeypatch.setattr("cryoai.reconstruction.infer._DOUBTFUL", np.inf)
+    alone = infer(cropped, folder)
+    wrong = [
+        compute_pose_errors(pose_of(poses), true, pixel_size=8.0).fraction_rotation_above_10deg
+        for poses in (alone, searched)
+    ]
+    assert wrong[0] > 0.2 and wrong[1] < 0.05
+    same = rotation_angle(alone.rotation, searched.rotation) < 1e-6
+    assert bool((searched.confidence[~same] > alone.confidence[~same] - 1e-3).all())
+
+
 def test_larger_boxes_of_the_same_length_are_cropped(run_folder: Path, large: Path, found: InferredPoses) -> None:
     assert share_of_same_poses(infer(large, run_folder), found, 0.02, 0.5) > 0.9
 

@@ -35,7 +35,8 @@ def infer(
     output
         STAR file to write.
     refine
-        Refine each pose to the full resolution of the run's map; --no-refine keeps the encoder's best rotation.
+        Refine each pose to the full resolution of the run's map, and search all poses where it fits badly;
+        --no-refine keeps the encoder's best rotation.
     datadir
         Folder of the image stacks, where the file's own paths do not lead to them.
     pixel_size

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 _ITERATIONS = 50
@@ -14,6 +14,8 @@ _ITERATIONS = 50
 _FEWEST_FOR_SCALE = 20
 # Where poses found by search but wrong lie at first, in standard deviations below the right ones.
 _WRONG_START, _WRONG_SPREAD = 6.0, 3.0
+# Searching again costs a multiple of a refinement round: at most this share of the particles.
+_LARGEST_SEARCHED_SHARE = 0.3
 
 
 def fit_quality(gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
@@ -43,6 +45,28 @@ def measure_fit_scale(quality: Float[Tensor, " n"]) -> FitScale:
     values = quality.double().numpy()
     centre = float(np.median(values))
     return FitScale(centre, max(1.4826 * float(np.median(np.abs(values - centre))), 1e-6))
+
+
+def doubtful_rows(
+    used: Int[np.ndarray, " m"], quality: Float[Tensor, " m"], deviations: float, scale: FitScale | None = None
+) -> Int[np.ndarray, " k"]:
+    """Rows whose fit lies ``deviations`` standard deviations below a good one; a bounded share of them.
+
+    Parameters
+    ----------
+    used
+        Rows of the particles.
+    quality
+        Their fits.
+    deviations
+        In units of the scale's spread.
+    scale
+        Of good fits, by default that of `measure_fit_scale`.
+    """
+    scale = scale or measure_fit_scale(quality)
+    values = quality.double().numpy()
+    order = np.argsort(values)[: int(_LARGEST_SEARCHED_SHARE * len(values))]
+    return np.sort(used[order[values[order] < scale.centre - deviations * scale.spread]])
 
 
 def estimate_confidence(quality: Float[Tensor, " n"], scale: FitScale | None = None) -> Float[Tensor, " n"]:

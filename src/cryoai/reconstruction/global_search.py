@@ -15,10 +15,13 @@ from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
-from cryoai.poses.search import SearchGrid, search_poses
+from cryoai.poses.search import SearchGrid, make_search_grid, search_poses, translation_step
+from cryoai.reconstruction.config import BootstrapConfig
 from cryoai.reconstruction.refine import CHUNK, OnChunk, RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
+# Of the bootstrap's largest translation.
+_FIRST_REACH = 1.2
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
 
@@ -45,6 +48,22 @@ class GlobalSearch:
     radius: float
     keep: int
     stages: tuple[tuple[float, int], ...]
+
+
+def make_first_grid(config: BootstrapConfig, box_length: float, radius: float) -> SearchGrid:
+    """The bootstrap's rotations, and translations a little farther than it looks; for scores within a radius.
+
+    Parameters
+    ----------
+    config
+        The bootstrap's.
+    box_length
+        Å.
+    radius
+        Shells.
+    """
+    reach = _FIRST_REACH * config.max_shift * box_length
+    return make_search_grid(config.rotations, reach, translation_step(radius, box_length))
 
 
 def search_globally(
@@ -89,9 +108,7 @@ def search_globally(
                 continue
             at = part[mine]
             current = (state.rotation[at], state.translation[at]) if keep_current else None
-            best_r, best_t = _search_batch(
-                batch[torch.from_numpy(mine)], volume, state.noise_power, search, current
-            )
+            best_r, best_t = search_batch(batch[torch.from_numpy(mine)], volume, state.noise_power, search, current)
             if keep_current:
                 moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
             rotation[at], translation[at] = best_r, best_t
@@ -99,14 +116,28 @@ def search_globally(
     return replace(state, rotation=rotation, translation=translation), moved
 
 
-def _search_batch(
+def search_batch(
     batch: ParticleBatch,
     volume: FourierVolume,
     noise_power: Tensor,
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
 ) -> tuple[Tensor, Tensor]:
-    """The funnel for particles of one half; returns their rotations and translations."""
+    """The funnel for a batch of particles: rotations and translations (Å) of the best.
+
+    Parameters
+    ----------
+    batch
+        The particles.
+    volume
+        What they are compared with.
+    noise_power
+        ``E|noise|²`` per shell.
+    search
+        The grid and the radii.
+    current
+        Rotation and translation that compete in the last stage.
+    """
     hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
     best = refine_in_stages(batch, volume, noise_power, hypotheses, search.stages, current)
     return best.rotation[:, 0], best.translation[:, 0]

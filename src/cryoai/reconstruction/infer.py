@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.errors import InputError
@@ -19,13 +20,14 @@ from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.reconstruction.checks import check_method, check_particles, choose_device
-from cryoai.reconstruction.confidence import FitScale, estimate_confidence, fit_quality
-from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.reconstruction.confidence import FitScale, doubtful_rows, estimate_confidence, fit_quality
+from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, load_config
 from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
 from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
+from cryoai.reconstruction.global_search import GlobalSearch, make_first_grid, search_batch
 from cryoai.reconstruction.output import finite_for_star
 from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import CHUNK, fit_gain
+from cryoai.reconstruction.refine import CHUNK, OnChunk, fit_gain
 from cryoai.tensors import ParticleBatch
 from cryoai.types import ParticleSet, Pose
 
@@ -34,6 +36,10 @@ _SAME_LENGTH = 2e-3
 # Shells that hypotheses are scored at: enough to tell them apart, few enough to pull a coarse pose in.
 _SCORING_RADIUS = 12.0
 _REFINEMENT_STEPS = 4
+# Refined poses that fit so many standard deviations worse than the run's own are searched for globally.
+_DOUBTFUL = 2.0
+# Poses of that search that are refined, and how many of them to the map's full resolution.
+_SEARCHED, _SEARCHED_REFINED = 32, 8
 _FOR_POWER = 2000
 
 
@@ -94,8 +100,9 @@ def infer(
     output
         STAR file to write: the input's rows with poses and confidence; none is written by default.
     refine
-        Refine the best hypotheses locally, and the winner to the map's full resolution; otherwise the rotation is
-        that of the encoder's best-scoring hypothesis, and the translation the best on a lattice around its own.
+        Refine the best hypotheses locally, and the winner to the map's full resolution; search all poses for the
+        particles that fit badly then. Otherwise the rotation is that of the encoder's best-scoring hypothesis, and
+        the translation the best on a lattice around its own.
     datadir
         Folder of the image stacks.
     pixel_size
@@ -183,41 +190,97 @@ def _check_fit(particles: ParticleSet, trained: TrainedEncoder, config: Reconstr
     return particles
 
 
+class _Posing:
+    """New particles and what has been found out about their poses so far.
+
+    Parameters
+    ----------
+    data
+        The particles.
+    trained, volume
+        The run's encoder and map.
+    scale
+        Brings the images to the intensity of the run's.
+    """
+
+    def __init__(self, data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, scale: float) -> None:
+        self._data, self._trained, self._volume, self._scale = data, trained, volume, scale
+        self._full = full_radius(data.disk.box_size)
+        self._scoring_radius = min(_SCORING_RADIUS, self._full)
+        count = len(data)
+        self.rotation, self.translation = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 2)
+        self.rotation_std, self.translation_std = torch.full((2, count), np.nan)
+        self.quality = torch.full((count,), np.nan)
+
+    def by_encoder(self, rows: Int[np.ndarray, " m"], refine: bool, done: OnChunk) -> None:
+        """The encoder's best hypothesis, refined to the map's full resolution if asked."""
+        inference = EncoderInference(self._trained, self._data.device)
+        noise = self._trained.noise_power
+        for part, batch in self._batches(rows, done):
+            best = best_of_encoder(batch, inference, self._volume, noise, self._scoring_radius, refine)
+            self._settle(part, batch, *best, iterations=_REFINEMENT_STEPS if refine else 0)
+
+    def by_search(self, rows: Int[np.ndarray, " m"], done: OnChunk) -> None:
+        """The best of all poses on a grid and of the current one."""
+        radius = self._scoring_radius
+        grid = make_first_grid(BootstrapConfig(), self._trained.box_length, radius)
+        search = GlobalSearch(grid, radius, _SEARCHED, ((radius, _SEARCHED_REFINED), (self._full, 1)))
+        for part, batch in self._batches(rows, done):
+            current = self.rotation[part], self.translation[part]
+            best = search_batch(batch, self._volume, self._trained.noise_power, search, current)
+            self._settle(part, batch, *best, iterations=0)
+
+    def _batches(
+        self, rows: Int[np.ndarray, " m"], done: OnChunk
+    ) -> Iterator[tuple[Int[np.ndarray, " k"], ParticleBatch]]:
+        count = 0
+        for part, batch in self._data.batches(rows, CHUNK):
+            yield part, replace(batch, images=batch.images * self._scale)
+            count += len(part)
+            done(count)
+
+    def _settle(
+        self,
+        part: Int[np.ndarray, " k"],
+        batch: ParticleBatch,
+        rotation: Tensor,
+        translation: Tensor,
+        iterations: int,
+    ) -> None:
+        """Keep these poses after some steps of local refinement, with their errors and how well they fit."""
+        noise = self._trained.noise_power
+        local = refine_poses(batch, self._volume, noise, rotation, translation, iterations=iterations)
+        self.rotation[part], self.translation[part] = local.rotation, local.translation
+        deviations = pose_standard_deviations(local.hessian)
+        self.rotation_std[part], self.translation_std[part] = (s.float() for s in deviations)
+        gain = fit_gain(batch, self._volume, noise, local.rotation, local.translation)
+        self.quality[part] = fit_quality(*gain)
+
+
 def _pose(
     data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, refine: bool, progress: Progress
 ) -> InferredPoses:
-    count = len(data)
-    rotation, translation = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 2)
-    rotation_std, translation_std = torch.full((count,), np.nan), torch.full((count,), np.nan)
-    gain, expected = torch.zeros(count), torch.ones(count)
     rows = data.usable_rows
     if len(rows) == 0:
         raise InputError("none of the images can be used: they are constant or not finite")
     scale, warnings = _match_scale(data, trained)
-    if len(rows) < count:
-        warnings.append(f"{count - len(rows)} images are constant or not finite; their confidence is 0")
-    inference = EncoderInference(trained, data.device)
-    full = full_radius(data.disk.box_size)
-    noise = trained.noise_power
-    done_count, start = 0, time.perf_counter()
+    if len(rows) < len(data):
+        warnings.append(f"{len(data) - len(rows)} images are constant or not finite; their confidence is 0")
+    posing = _Posing(data, trained, volume, scale)
+    start = time.perf_counter()
     with progress.step("Posing", len(rows)) as done:
-        for part, batch in data.batches(rows, CHUNK):
-            batch = ParticleBatch(batch.images * scale, batch.ctf, batch.disk, batch.pixel_size)
-            best = best_of_encoder(batch, inference, volume, noise, min(_SCORING_RADIUS, full), refine)
-            iterations = _REFINEMENT_STEPS if refine else 0
-            local = refine_poses(batch, volume, noise, *best, iterations=iterations)
-            rotation[part], translation[part] = local.rotation, local.translation
-            rotation_std[part], translation_std[part] = (s.float() for s in pose_standard_deviations(local.hessian))
-            gain[part], expected[part] = fit_gain(batch, volume, noise, local.rotation, local.translation)
-            done_count += len(part)
-            done(done_count)
-    confidence = torch.zeros(count)
+        posing.by_encoder(rows, refine, done)
     # Poses that were not refined fit worse than the run's: they can only be compared with each other.
-    scale_of_fit = FitScale(trained.fit_centre, trained.fit_spread) if refine else None
-    confidence[rows] = estimate_confidence(fit_quality(gain[rows], expected[rows]), scale_of_fit)
+    good_fit = FitScale(trained.fit_centre, trained.fit_spread) if refine else None
+    doubtful = doubtful_rows(rows, posing.quality[rows], _DOUBTFUL, good_fit) if refine else rows[:0]
+    if len(doubtful):
+        with progress.step(f"Searching {len(doubtful):,} doubtful particles", len(doubtful)) as done:
+            posing.by_search(doubtful, done)
+    confidence = torch.zeros(len(data))
+    confidence[rows] = estimate_confidence(posing.quality[rows], good_fit)
     return InferredPoses(
-        rotation, translation, confidence, rotation_std, translation_std, data.judgement.usable,
-        tuple(warnings), time.perf_counter() - start,
+        posing.rotation, posing.translation, confidence, posing.rotation_std, posing.translation_std,
+        data.judgement.usable, tuple(warnings), time.perf_counter() - start,
     )  # fmt: skip
 
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius, largest_radius
@@ -19,9 +19,9 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.ab_initio import AbInitioResult
-from cryoai.reconstruction.confidence import estimate_confidence, fit_quality
+from cryoai.reconstruction.confidence import doubtful_rows, estimate_confidence, fit_quality
 from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.global_search import GlobalSearch, search_globally
+from cryoai.reconstruction.global_search import GlobalSearch, make_first_grid, search_globally
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
@@ -45,8 +45,6 @@ _SEARCH_SCHEDULE = {
     3: (2.5, 4, 1.0, 1.0),
     4: (2.5, 4, 0.75, 1.5),
 }
-# Searching again costs a multiple of a refinement round: at most this share of the particles.
-_LARGEST_SEARCHED_SHARE = 0.3
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
 # A rotation under which the map's FSC with itself falls short of what its noise allows by less than this, on
@@ -100,12 +98,7 @@ def assign_all(
 ) -> RefinementState:
     """Find every particle's pose against the bootstrap's map; the only thing both halves see."""
     radius = float(min(config.bootstrap.last_radius, largest_radius(data.disk.box_size)))
-    box_length = data.disk.box_size * data.pixel_size
-    grid = make_search_grid(
-        config.bootstrap.rotations,
-        1.2 * config.bootstrap.max_shift * box_length,
-        translation_step(radius, box_length),
-    )
+    grid = make_first_grid(config.bootstrap, data.disk.box_size * data.pixel_size, radius)
     search = GlobalSearch(grid, radius, 8, ((radius, 1),))
     volumes = [start.best.volume.to(data.device)] * 2
     with progress.step("Posing every particle", len(state.used)) as done:
@@ -263,17 +256,6 @@ def _search_step(
     with progress.step(f"{name}: searching {len(rows):,} doubtful particles again", len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
     return state, replace(summary, searched=len(rows), moved=int(moved.sum()))
-
-
-def doubtful_rows(
-    used: Int[np.ndarray, " m"], quality: Float[Tensor, " m"], deviations: float
-) -> Int[np.ndarray, " k"]:
-    """Rows whose fit lies ``deviations`` robust standard deviations below the median; a bounded share."""
-    values = quality.numpy()
-    centre = np.median(values)
-    spread = 1.4826 * np.median(np.abs(values - centre))
-    order = np.argsort(values)[: int(_LARGEST_SEARCHED_SHARE * len(values))]
-    return np.sort(used[order[values[order] < centre - deviations * spread]])
 
 
 def _make_search(
