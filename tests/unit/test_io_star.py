@@ -408,8 +408,10 @@ def test_the_later_of_two_blocks_of_one_name_counts(folder):
     np.testing.assert_array_equal(particles.ctf.defocus_u_angstrom, 2e4)
 
 
-def test_text_that_is_not_utf8(folder):
+def test_encodings(folder):
     path = write_star(folder / "p.star")
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n").replace(b"loop_", b" loop_"))
+    assert len(read_particles(path)) == COUNT
     path.write_bytes(path.read_bytes().replace(b"two words", "größe".encode("latin-1")))
     with pytest.raises(InputError, match="UTF-8"):
         read_particles(path)

@@ -50,7 +50,7 @@ def _read_blocks(path: Path) -> dict[str, pd.DataFrame]:
                 # Of two blocks of one name the later one counts.
                 known.clear()
             known.append(_parse(piece, path, texts))
-        mixed = {column for block in parts.values() for column in _mixed_columns(block)}
+        mixed = {column for block in parts.values() for column in _mixed_columns(block)} - texts
         if not mixed:
             break
         # A column is numbers only if all of its rows are: 001 must stay 001 when a later row says A1.
@@ -83,7 +83,7 @@ class _Piece:
             self.header.append(line)
 
     def _in_loop(self) -> bool:
-        return any(line.startswith("loop_") for line in self.header) and bool(self.labels)
+        return any(line.lstrip().startswith("loop_") for line in self.header) and bool(self.labels)
 
     def rest(self) -> _Piece:
         """What goes on where this one ends."""
@@ -97,7 +97,7 @@ def _pieces(path: Path) -> Iterator[_Piece]:
         with open(path, "rb") as raw:
             if b"\0" in raw.read(1 << 16):
                 raise InputError("is not a STAR file but a binary one", file=path)
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             for line in stream:
                 if line.lstrip().startswith("data_"):
                     if piece is not None:
