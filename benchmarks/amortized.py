@@ -3,10 +3,11 @@
     python benchmarks/amortized.py --work /tmp/amortized [--sets 4ake_ideal …] [--seeds 5] [--curve 100]
     python benchmarks/amortized.py --work /tmp/amortized --figures
 
-10,000 images of 32 px with CTFs and shifts of 2 px, noise-free, at 0 dB and at -10 dB. Each seed trains as
-``cryoai reconstruct`` does (`train_from_scratch`); the seconds are those of training alone. Poses are then the
-encoder's first hypothesis, the best of its 32 as scored against the neural volume, and that after local refinement.
-One line of JSON per run goes to ``amortized.jsonl``, one per evaluation on the way to ``amortized_curves.jsonl``.
+10,000 images of 32 px with CTFs and shifts of 2 px (in another ``--box``: of 1/16 of it), noise-free, at 0 dB
+and at -10 dB. Each seed trains as ``cryoai reconstruct`` does (`train_from_scratch`); the seconds are those of
+training alone. Poses are then the encoder's first hypothesis, the best of its 32 as scored against the neural
+volume, and that after local refinement. One line of JSON per run goes to ``amortized.jsonl``, one per
+evaluation on the way to ``amortized_curves.jsonl``.
 """
 
 from __future__ import annotations
@@ -75,8 +76,8 @@ def _part(state: dict[str, Any], prefix: str) -> dict[str, torch.Tensor]:
 
 def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespace, curves: Results) -> dict:
     """One training and what came of it."""
-    test = load(simulate(name, args.work, args.data, args.particles))
-    key = {"set": name, "seed": seed, "label": args.label}
+    test = load(simulate(name, args.work, args.data, args.particles, box=args.box))
+    key = {"set": name, "seed": seed, "label": args.label, "box": args.box}
     some = np.sort(np.random.default_rng(0).permutation(len(test.particles))[:_CHUNK])
     clock = Clock()
 
@@ -166,6 +167,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--particles", type=int, default=10_000)
+    parser.add_argument("--box", type=int, default=32, help="px; give another one a --label of its own")
     parser.add_argument("--curve", type=int, default=0, help="evaluate every so many steps")
     parser.add_argument("--config", type=Path, help="YAML file of cryoai reconstruct")
     parser.add_argument("--set", nargs="*", default=[], help="options such as amortize.steps=600")
