@@ -15,13 +15,10 @@ from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
-from cryoai.poses.search import SearchGrid, make_search_grid, search_poses, translation_step
-from cryoai.reconstruction.config import BootstrapConfig
+from cryoai.poses.search import SearchGrid, search_poses
 from cryoai.reconstruction.refine import CHUNK, OnChunk, RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
-# Of the bootstrap's largest translation.
-_FIRST_REACH = 1.2
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
 
@@ -48,22 +45,6 @@ class GlobalSearch:
     radius: float
     keep: int
     stages: tuple[tuple[float, int], ...]
-
-
-def make_first_grid(config: BootstrapConfig, box_length: float, radius: float) -> SearchGrid:
-    """The bootstrap's rotations, and translations a little farther than it looks; for scores within a radius.
-
-    Parameters
-    ----------
-    config
-        The bootstrap's.
-    box_length
-        Å.
-    radius
-        Shells.
-    """
-    reach = _FIRST_REACH * config.max_shift * box_length
-    return make_search_grid(config.rotations, reach, translation_step(radius, box_length))
 
 
 def search_globally(

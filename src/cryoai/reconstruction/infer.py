@@ -19,12 +19,13 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
+from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.checks import check_method, check_particles, choose_device
 from cryoai.reconstruction.confidence import FitScale, doubtful_rows, estimate_confidence, fit_quality
-from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, load_config
+from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, RefineConfig, load_config
 from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
 from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
-from cryoai.reconstruction.global_search import GlobalSearch, make_first_grid, search_batch
+from cryoai.reconstruction.global_search import GlobalSearch, search_batch
 from cryoai.reconstruction.output import finite_for_star
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import CHUNK, OnChunk, fit_gain
@@ -149,7 +150,7 @@ def infer(
         data = ParticleData(
             particles, particles.pixel_size, trained.box_size,
             invert_contrast=_contrast(particles, trained, invert_contrast),
-            memory_limit=2**28, scratch=scratch, device=where, on_chunk=done,
+            memory_limit=int(config.cache_gib * 2**30), scratch=scratch, device=where, on_chunk=done,
         )  # fmt: skip
     try:
         volume = volume_from_map(torch.from_numpy(np.array(density.density, np.float32))).to(where)
@@ -222,8 +223,10 @@ class _Posing:
 
     def by_search(self, rows: Int[np.ndarray, " m"], done: OnChunk) -> None:
         """The best of all poses on a grid and of the current one."""
-        radius = self._scoring_radius
-        grid = make_first_grid(BootstrapConfig(), self._trained.box_length, radius)
+        radius, length = self._scoring_radius, self._trained.box_length
+        step = translation_step(radius, length)
+        # The encoder misses those that lie farther out than what it was trained on, so translations go far.
+        grid = make_search_grid(BootstrapConfig().rotations, RefineConfig().max_shift * length, step)
         search = GlobalSearch(grid, radius, _SEARCHED, ((radius, _SEARCHED_REFINED), (self._full, 1)))
         for part, batch in self._batches(rows, done):
             current = self.rotation[part], self.translation[part]

@@ -21,7 +21,7 @@ from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.ab_initio import AbInitioResult
 from cryoai.reconstruction.confidence import doubtful_rows, estimate_confidence, fit_quality
 from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.global_search import GlobalSearch, make_first_grid, search_globally
+from cryoai.reconstruction.global_search import GlobalSearch, search_globally
 from cryoai.reconstruction.halfmaps import HalfMaps
 from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.refine import (
@@ -98,7 +98,12 @@ def assign_all(
 ) -> RefinementState:
     """Find every particle's pose against the bootstrap's map; the only thing both halves see."""
     radius = float(min(config.bootstrap.last_radius, largest_radius(data.disk.box_size)))
-    grid = make_first_grid(config.bootstrap, data.disk.box_size * data.pixel_size, radius)
+    box_length = data.disk.box_size * data.pixel_size
+    grid = make_search_grid(
+        config.bootstrap.rotations,
+        1.2 * config.bootstrap.max_shift * box_length,
+        translation_step(radius, box_length),
+    )
     search = GlobalSearch(grid, radius, 8, ((radius, 1),))
     volumes = [start.best.volume.to(data.device)] * 2
     with progress.step("Posing every particle", len(state.used)) as done:
