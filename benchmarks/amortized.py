@@ -47,6 +47,7 @@ from cryoai.training.trainer import TrainingDivergedError
 from cryoai.volumes import make_volume
 
 SETS = [f"{molecule}_{noise}" for molecule in ("4ake", "4v5a", "5nrl") for noise in NOISE]
+WAYS = ("first", "scored", "refined")
 _CHUNK = 1000
 
 
@@ -79,7 +80,7 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
     test = load(simulate(name, args.work, args.data, args.particles, box=args.box))
     key = {"set": name, "seed": seed, "label": args.label, "box": args.box}
     some = np.sort(np.random.default_rng(0).permutation(len(test.particles))[:_CHUNK])
-    clock = Clock()
+    clock, radius = Clock(), config.amortize.last_radius
 
     def look(state: dict[str, Any]) -> None:
         if not args.curve:
@@ -90,7 +91,7 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
             encoder = make_encoder(config, test.data)
             encoder.load_state_dict(_part(state, "encoder."))
             trained = describe_encoder(encoder, config, test.data, state["noise_power"])
-            figures = measure(test, trained, rendered, density, some)
+            figures = measure(test, trained, rendered, density, some, radius=radius)
             losses = np.array(state["history"], float)[-50:, 2:4]
             entry = {"step": state["step"], "volume_loss": float(np.mean(losses[:, 0])), **figures}
         entry["seconds"] = clock.seconds
@@ -106,7 +107,7 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
         seconds = clock.seconds
     density = density_of(watcher.state, config, test.data.disk.box_size)
     rows = np.arange(len(test.particles))
-    figures = measure(test, result.trained, result.volume, density, rows, ("first", "scored", "refined"))
+    figures = measure(test, result.trained, result.volume, density, rows, WAYS, radius)
     return {
         **key, "seconds": seconds, "step_seconds": result.history[-1].seconds, "steps": len(result.history),
         "skipped": result.skipped, "converged": has_converged(figures), "threads": args.threads, **figures,
@@ -152,10 +153,7 @@ def summarise(results: list[dict]) -> None:
         line = f"{name:12} {len(good)} of {len(runs)} converged"
         if good:
             median = {n: float(np.median([e[n] for e in good])) for n in ("seconds", "fsc_px")}
-            medians = " / ".join(
-                f"{np.median([e[way]['rotation_median'] for e in good]):.4f}"
-                for way in ("first", "scored", "refined")
-            )
+            medians = " / ".join(f"{np.median([e[way]['rotation_median'] for e in good]):.4f}" for way in WAYS)
             line += f"; {median['seconds']:.0f} s, {median['fsc_px']:.2f} px, rotations {medians}"
         print(line)
 

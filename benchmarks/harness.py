@@ -183,14 +183,15 @@ def measure(
     density: torch.Tensor,
     rows: np.ndarray,
     ways: tuple[str, ...] = ("first", "scored"),
+    radius: float = np.inf,
 ) -> dict[str, Any]:
     """Map and poses against the truth.
 
     Poses are the encoder's ``first`` hypothesis, its best as ``scored`` against the volume, and ``refined``, the
-    best after local refinement; each with the seconds that it took.
+    best after local refinement; each with the seconds that it took. ``radius`` is that of the rendered volume.
     """
     compared = measure_map(density, test.true_map)
-    inference, noise, radius = EncoderInference(trained), trained.noise_power, trained.radius
+    inference, noise, radius = EncoderInference(trained), trained.noise_power, min(radius, trained.radius)
     pose = {
         "first": lambda batch: _best(inference.hypotheses(batch)),
         "scored": lambda batch: _best(score_hypotheses(batch, rendered, noise, inference.hypotheses(batch))),
