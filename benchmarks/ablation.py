@@ -212,7 +212,8 @@ def draw_volumes(args: argparse.Namespace) -> None:
             good = sum(entry["reached"] for entry in runs)
             axis.text(place, 0, f"{good}/{len(runs)}", ha="center", va="bottom", fontsize=8)
         axis.set_xticks(range(len(VOLUMES)), [v.replace("_", "\n") for v in VOLUMES], fontsize=8)
-        axis.set(ylabel=f"{name} until {args.target} px", xlim=(-0.5, len(VOLUMES) - 0.5), ylim=(0, None))
+        top = 1.1 * max(entry[name] for entry in entries)
+        axis.set(ylabel=f"{name} until {args.target} px", xlim=(-0.5, len(VOLUMES) - 0.5), ylim=(0, top))
     figure.tight_layout()
     figure.savefig(args.images / "volumes.png", dpi=110)
 

@@ -115,32 +115,38 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
 
 
 def draw(args: argparse.Namespace) -> None:
-    """Resolution and rotation errors over time: noise in columns, one line per run."""
+    """Resolution and rotation errors over time: noise in columns, one line per run, dashed in other boxes."""
     import matplotlib.pyplot as plt
 
     curves = Results(args.work / "amortized_curves.jsonl").read(label=args.label)
+    curves += [
+        entry for entry in Results(args.work / "amortized_curves.jsonl").read() if entry.get("box", 32) != 32
+    ]
     figure, axes = plt.subplots(2, len(NOISE), figsize=(11, 6), sharex=True, sharey="row", squeeze=False)
     colours = dict(zip(MOLECULES, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
-    for run_key in sorted({(entry["set"], entry["seed"]) for entry in curves}):
-        molecule, noise = run_key[0].split("_")
-        lines = [entry for entry in curves if (entry["set"], entry["seed"]) == run_key]
+    labelled = set()
+    for name, seed, box in sorted({(e["set"], e["seed"], e.get("box", 32)) for e in curves}):
+        molecule, noise = name.split("_")
+        lines = [e for e in curves if (e["set"], e["seed"], e.get("box", 32)) == (name, seed, box)]
         minutes = [entry["seconds"] / 60 for entry in lines]
-        column = list(NOISE).index(noise)
-        label = molecule if run_key[1] == min(e["seed"] for e in curves if e["set"] == run_key[0]) else None
-        values = [e["fsc_px"] for e in lines], [e["scored"]["rotation_median"] for e in lines]
+        column, label = list(NOISE).index(noise), molecule if box == 32 else f"{molecule}, {box} px"
+        values = [e["fsc_px"] for e in lines], [e["first"]["rotation_median"] for e in lines]
         for row, y in enumerate(values):
-            axes[row, column].plot(minutes, y, color=colours[molecule], label=label, linewidth=1)
+            shown = None if row or (column, label) in labelled else label
+            style = "-" if box == 32 else "--"
+            axes[row, column].plot(minutes, y, style, color=colours[molecule], label=shown, linewidth=1)
+        labelled.add((column, label))
     for column, noise in enumerate(NOISE):
         axes[0, column].set_title(noise if NOISE[noise] is None else f"{noise} dB")
         axes[0, column].axhline(CONVERGED_PX, color="0.7", linestyle=":")
         axes[1, column].axhline(CONVERGED_ROTATION, color="0.7", linestyle=":")
         axes[1, column].set(yscale="log", xlabel="minutes of training")
+        axes[0, column].legend(fontsize=8)
     axes[0, 0].set_yscale("log")
     axes[0, 0].set_yticks((2, 3, 4, 8, 16), ("2", "3", "4", "8", "16"))
     axes[0, 0].minorticks_off()
     axes[0, 0].set_ylabel("map against truth, FSC 0.5 (px)")
-    axes[1, 0].set_ylabel("median rotation error\n(best of 32 hypotheses)")
-    axes[0, 0].legend()
+    axes[1, 0].set_ylabel("median rotation error\n(encoder alone)")
     args.images.mkdir(parents=True, exist_ok=True)
     figure.tight_layout()
     figure.savefig(args.images / "amortized.png", dpi=110)

@@ -145,7 +145,9 @@ def draw(args: argparse.Namespace) -> None:
                 axes[0].plot(counts, median(f"{name}_seconds"), f"C{place}o{style}", label=name + which)
             axes[1].plot(counts, median("training_peak_mib"), f"C3o{style}", label=f"peak{which}")
     axes[0].set(xscale="log", yscale="log", xlabel="particles", ylabel="seconds")
-    axes[1].set(xscale="log", ylim=(0, None), xlabel="particles", ylabel="resident memory, MiB")
+    axes[1].set(
+        xscale="log", ylim=(0, 1.2 * axes[1].get_ylim()[1]), xlabel="particles", ylabel="resident memory, MiB"
+    )
     for axis in axes:
         axis.legend(fontsize=8)
     args.images.mkdir(parents=True, exist_ok=True)

@@ -19,8 +19,8 @@ from cryoai.tensors import ParticleBatch
 
 # Images that no start sees, to judge them all by.
 _HELD_OUT = 500
-# Two starts whose maps correlate less than this, averaged over their shells, found different molecules. Right ones
-# agree to 0.86 or better (70S, 4AKE, 5NRL at -10 dB in 64 px); wrong ones have agreed to 0.71 (4V5A, -10 dB, 32 px).
+# Two starts whose maps correlate less than this, averaged over their shells, found different molecules. Starts of
+# runs that end right agreed to 0.98 or better, wrong ones have agreed to 0.71 (docs/benchmarks.md, Noise).
 AGREEMENT_THRESHOLD = 0.8
 
 
