@@ -118,10 +118,8 @@ def draw(args: argparse.Namespace) -> None:
     """Resolution and rotation errors over time: noise in columns, one line per run, dashed in other boxes."""
     import matplotlib.pyplot as plt
 
-    curves = Results(args.work / "amortized_curves.jsonl").read(label=args.label)
-    curves += [
-        entry for entry in Results(args.work / "amortized_curves.jsonl").read() if entry.get("box", 32) != 32
-    ]
+    curves = Results(args.work / "amortized_curves.jsonl").read()
+    curves = [e for e in curves if e["label"] == args.label or e.get("box", 32) != 32]
     figure, axes = plt.subplots(2, len(NOISE), figsize=(11, 6), sharex=True, sharey="row", squeeze=False)
     colours = dict(zip(MOLECULES, plt.rcParams["axes.prop_cycle"].by_key()["color"], strict=False))
     labelled = set()

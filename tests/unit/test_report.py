@@ -223,4 +223,4 @@ def test_disagreeing_starts_are_not_hidden(result):
     assert "do not trust" in starts_verdict(lone)
     assert "single start" in starts_verdict(replace(lone, agreements=(1.0,), likelihoods=(1.0,)))
     assert "do not trust" in starts_verdict(replace(lone, agreements=(1.0, 0.69, 0.71)))
-    assert "All 3" in starts_verdict(replace(lone, agreements=(1.0, 0.9, 0.86)))
+    assert "All 3" in starts_verdict(replace(lone, agreements=(1.0, 0.9, 0.8)))

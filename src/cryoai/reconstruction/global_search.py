@@ -100,24 +100,13 @@ def search_globally(
 def search_batch(
     batch: ParticleBatch,
     volume: FourierVolume,
-    noise_power: Tensor,
+    noise_power: Float[Tensor, " shells"],
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
-) -> tuple[Tensor, Tensor]:
-    """The funnel for a batch of particles: rotations and translations (Å) of the best.
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
+    """The funnel for a batch: the best rotation and translation (Å) of each particle.
 
-    Parameters
-    ----------
-    batch
-        The particles.
-    volume
-        What they are compared with.
-    noise_power
-        ``E|noise|²`` per shell.
-    search
-        The grid and the radii.
-    current
-        Rotation and translation that compete in the last stage.
+    The grid of ``search`` is scored; what it keeps goes through `refine_in_stages`, whose parameters these are.
     """
     hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
     best = refine_in_stages(batch, volume, noise_power, hypotheses, search.stages, current)
