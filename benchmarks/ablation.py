@@ -26,7 +26,6 @@ from harness import (
     Results,
     TestSet,
     add_options,
-    has_converged,
     load,
     make_trainer,
     measure_map,
@@ -35,7 +34,7 @@ from harness import (
     show,
     simulate,
 )
-from learning import Learner, Watch
+from learning import Learner, Watch, resolves
 from mirror import MirrorPlane, find_mirror_plane, project_beside_plane
 
 from cryoai import read_map
@@ -51,7 +50,8 @@ LEARNING_RATES = {
     "fourier_net": 1e-3, "siren": 1e-3, "positional_mlp": 1e-3, "fourier_grid": 1e-1, "real_grid": 1e-1
 }  # fmt: skip
 TRIED_RATES = {True: (1e-2, 3e-2, 1e-1, 3e-1), False: (3e-4, 1e-3, 3e-3)}
-SCHEME_RATES = {"fourier_net": paper_scheme.LEARNING_RATE, "real_grid": 1e-2}
+# Of the volume; None is what configs/paper-small.yaml says.
+SCHEME_RATES = {"fourier_net": None, "real_grid": 1e-2}
 LOSSES = ("symmetrized", "l2")
 
 
@@ -62,15 +62,14 @@ def loss_arms(args: argparse.Namespace) -> None:
         for volume, rate in SCHEME_RATES.items():
             for loss in LOSSES:
                 label = f"{volume}, {loss}"
-                if results.read(label=label, seed=seed):
+                if paper_scheme.is_done(results, args, label, seed):
                     continue
                 options = {"label": label, "volume": volume, "loss": loss, "volume_lr": rate, "head": "s2s2"}
-                scheme = {"hypotheses": None, "batch": None, "encoder_lr": paper_scheme.LEARNING_RATE, **options}
+                scheme = {"hypotheses": None, "batch": None, "encoder_lr": None, **options}
                 results.append(paper_scheme.run(argparse.Namespace(**{**vars(args), **scheme}), seed))
                 show(f"{label}, seed {seed}:", results.read()[-1])
     for label in dict.fromkeys(entry["label"] for entry in results.read()):
-        ends = results.read(label=label)
-        print(f"{label}: {sum(has_converged(entry, paper_scheme.WAY) for entry in ends)} of {len(ends)} converged")
+        print(paper_scheme.count_converged(results, label))
 
 
 def volume_config(volume: VolumeKind, args: argparse.Namespace, seed: int) -> ReconstructConfig:
@@ -93,8 +92,8 @@ def volume_arms(args: argparse.Namespace) -> None:
             if results.read(**key):
                 continue
             watch = Watch(
-                args.minutes, every_steps=args.every_steps, first_step=args.first_step, until_px=args.target,
-                particles=500,
+                args.minutes, every_steps=args.every_steps, first_step=args.first_step,
+                enough=resolves(args.target), particles=500,
             )  # fmt: skip
             config = volume_config(volume, args, seed)
 

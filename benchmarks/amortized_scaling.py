@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from harness import Results, TestSet, add_options, parse, parse_overrides, show, simulate
-from learning import Learner, Watch
+from learning import Learner, Watch, resolves
 
 from cryoai import read_map, read_particles
 from cryoai.particles.dataset import ParticleData
@@ -95,7 +95,7 @@ def run_child(args: argparse.Namespace) -> None:
     figures: dict[str, Any] = {"trained_on": min(len(test.data.usable_rows), config.amortize.images)}
     if not args.no_training:
         watch = Watch(
-            args.minutes, every_steps=args.every_steps, first_step=args.first_step, until_px=args.target,
+            args.minutes, every_steps=args.every_steps, first_step=args.first_step, enough=resolves(args.target),
             particles=500,
         )  # fmt: skip
         learner = Learner(test, config, watch, lambda looked: show(f"  {count}:", looked))

@@ -45,13 +45,15 @@ IMAGES = REPOSITORY / "docs" / "images"
 PROCESSOR = f"{llvmlite.binding.get_host_cpu_name()}, {str(product_dtype()).removeprefix('torch.')}"
 # 1.3 times Nyquist, and a squared Frobenius distance of 9 degrees.
 CONVERGED_PX, CONVERGED_ROTATION = 2.6, 0.05
+# Of a box, what a molecule spans unless one says otherwise.
+HALF = 0.5
 _CACHE = 2 * 2**30
 _CHUNK, _FOR_SPECTRUM = 1000, 2000
 
 
 @dataclass(frozen=True)
 class Molecule:
-    """Options of ``cryoai simulate`` at a box of 32, where the molecule spans half of it; shifts of 2 px."""
+    """Options of ``cryoai simulate`` at a box of 32 of which the molecule spans half; shifts of 2 px."""
 
     source: tuple[str, ...]
     pixel_size: float
@@ -91,17 +93,20 @@ def simulate(
     box: int = 32,
     centred: bool = False,
     ctf: bool = True,
+    fill: float = HALF,
     seed: int = 1,
 ) -> Path:
-    """The folder of a set such as ``4ake_-10``, simulated by the command line unless it is there."""
+    """The folder of a set such as ``4ake_-10``, simulated by the command line unless it is there.
+
+    ``fill`` is the part of the box that the molecule spans.
+    """
     molecule, noise = MOLECULES[name.split("_")[0]], NOISE[name.split("_")[1]]
-    extras = ["-centred"] * centred + ["-noctf"] * (not ctf)
+    extras = ["-centred"] * centred + ["-noctf"] * (not ctf) + [f"-fill{fill:g}"] * (fill != HALF)
     folder = work / f"{name}-{box}px-{particles}{''.join(extras)}"
     if (folder / "particles.star").exists():
         return folder
     source, *path = molecule.source
-    # The molecule spans half of any box.
-    scale = 32 / box
+    scale = 32 / box * HALF / fill
     command = [
         sys.executable, "-m", "cryoai", "simulate", source, *(str(data / p) for p in path), "--box-size", str(box),
         "--pixel-size", str(molecule.pixel_size * scale), "--n-particles", str(particles), "--shift-sigma",
@@ -271,10 +276,10 @@ def _rounded(value: Any) -> Any:
 
 
 class Clock:
-    """Wall seconds, without those spent while it was paused."""
+    """Wall seconds, without those spent while it was paused, from ``seconds`` on."""
 
-    def __init__(self) -> None:
-        self._start = time.perf_counter()
+    def __init__(self, seconds: float = 0.0) -> None:
+        self._start = time.perf_counter() - seconds
 
     @property
     def seconds(self) -> float:

@@ -32,8 +32,8 @@ class Watch:
         Between two looks; the first that is due counts.
     first_step
         No look before it.
-    until_px
-        Stop once the map's FSC of 0.5 is here.
+    enough
+        Stop once a look's figures fulfil this.
     particles
         Whose poses are measured.
     """
@@ -42,8 +42,13 @@ class Watch:
     every_seconds: float = np.inf
     every_steps: float = np.inf
     first_step: int = 0
-    until_px: float = 0.0
+    enough: Callable[[dict[str, Any]], bool] = lambda figures: False
     particles: int = 1000
+
+
+def resolves(target_px: float) -> Callable[[dict[str, Any]], bool]:
+    """`Watch.enough` for a map whose FSC is 0.5 at ``target_px`` or better."""
+    return lambda figures: figures["fsc_px"] <= target_px
 
 
 class _Enough(Exception):
@@ -61,12 +66,19 @@ class Learner:
         When to look and to stop.
     tell
         Called with each look's figures.
+    state
+        File in which each look leaves the training, and from which it goes on.
     """
 
     def __init__(
-        self, test: TestSet, config: ReconstructConfig, watch: Watch, tell: Callable[[dict[str, Any]], None]
+        self,
+        test: TestSet,
+        config: ReconstructConfig,
+        watch: Watch,
+        tell: Callable[[dict[str, Any]], None],
+        state: Path | None = None,
     ) -> None:
-        self._test, self._config, self._watch, self._tell = test, config, watch, tell
+        self._test, self._config, self._watch, self._tell, self._state = test, config, watch, tell, state
         self.trainer: Trainer = make_trainer(test.data, config)
         self._rows = np.sort(np.random.default_rng(0).permutation(len(test.particles))[: watch.particles])
         self._clock = Clock()
@@ -75,7 +87,7 @@ class Learner:
 
     def run(self) -> dict[str, Any]:
         """Train; the figures of the last look, and whether the target was reached."""
-        self._clock = Clock()
+        self._clock = Clock(self._go_on())
         try:
             self.trainer.train(on_step=self._after_step)
             self._look()
@@ -83,8 +95,8 @@ class Learner:
             pass
         except TrainingDivergedError as error:
             self.last = {**self.last, "diverged": str(error)}
-        reached = self.last.get("fsc_px", np.inf) <= self._watch.until_px
-        return {**self.last, "reached": bool(reached), "skipped": self.trainer.skipped}
+        reached = "diverged" not in self.last and self._watch.enough(self.last)
+        return {**self.last, "reached": reached, "skipped": self.trainer.skipped}
 
     def density(self) -> torch.Tensor:
         volume = self.trainer.model.volume
@@ -106,6 +118,23 @@ class Learner:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_map(Map(self.density().numpy(), self._test.data.pixel_size), path)
 
+    def _go_on(self) -> float:
+        """Load what an earlier sitting left; its seconds."""
+        if self._state is None or not self._state.exists():
+            return 0.0
+        saved = torch.load(self._state, weights_only=True)
+        self.trainer.load_state(saved["trainer"])
+        self._looked_at = saved["seconds"], self.trainer.step
+        return saved["seconds"]
+
+    def _save(self) -> None:
+        if self._state is None:
+            return
+        self._state.parent.mkdir(parents=True, exist_ok=True)
+        unfinished = self._state.with_suffix(".tmp")
+        torch.save({"trainer": self.trainer.state(), "seconds": self._looked_at[0]}, unfinished)
+        unfinished.replace(self._state)
+
     def _after_step(self, record: StepRecord) -> None:
         seconds, step = self._clock.seconds, record.step + 1
         over = seconds > 60 * self._watch.minutes
@@ -113,7 +142,7 @@ class Learner:
         due |= step - self._looked_at[1] >= self._watch.every_steps
         if over or (due and step >= self._watch.first_step):
             self._look()
-            if over or self.last["fsc_px"] <= self._watch.until_px:
+            if over or self._watch.enough(self.last):
                 raise _Enough
 
     @torch.no_grad()
@@ -128,3 +157,4 @@ class Learner:
                 "seconds": seconds, "step": step, "volume_loss": float(np.mean(losses or [np.nan])), **figures
             }  # fmt: skip
             self._tell(self.last)
+            self._save()

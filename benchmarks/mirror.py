@@ -86,7 +86,7 @@ def _prepare(density: torch.Tensor, shells: int) -> tuple[np.ndarray, np.ndarray
     """The whitened map within a few shells, without its mean, and the points (xyz) that are compared."""
     box = density.shape[-1]
     distance = radial_distance(box, 3)
-    inside = (distance <= box // 2 - 3).numpy()
+    inside = (distance <= box // 2 - 1).numpy()
     spectrum, shell = fft3(density.float()), half_space_radius(box).round().long()
     power = torch.zeros(int(shell.max()) + 1).index_add_(0, shell.flatten(), spectrum.abs().square().flatten())
     amplitude = (power / torch.bincount(shell.flatten())).sqrt()[shell]

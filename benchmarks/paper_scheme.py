@@ -12,6 +12,8 @@ of the image and of its copy turned by 180° (with several hypotheses, the best 
 from __future__ import annotations
 
 import argparse
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -41,8 +43,8 @@ ROTATIONS_OF_GRID = 4608
 SIZES: dict[int, dict[str, Any]] = {16: {"encoder.widths": [16, 32, 64, 64], "amortize.volume_width": 64}}
 # Which poses count: the better of those of an image and of its copy turned by 180°.
 WAY = "scored"
-# Of Adam, for encoder and volume.
-LEARNING_RATE = 3e-4
+# Of the box, spanned by the molecule. At 16 px and 0.5 the truth itself cannot tell views apart.
+FILL = 0.875
 
 
 def make_config(args: argparse.Namespace, seed: int) -> ReconstructConfig:
@@ -78,19 +80,35 @@ def run(args: argparse.Namespace, seed: int) -> dict[str, Any]:
     label = args.label or default_label(args)
     key = {"label": label, "head": args.head, "loss": args.loss, "molecule": args.molecule, "seed": seed}
     folder = simulate(
-        args.molecule, args.work, args.data, args.particles, box=args.box, centred=not args.shifts, ctf=args.ctf
-    )
+        args.molecule, args.work, args.data, args.particles, box=args.box, centred=not args.shifts, ctf=args.ctf,
+        fill=args.fill,
+    )  # fmt: skip
     curves = Results(args.work / "paper_curves.jsonl")
 
     def tell(figures: dict[str, Any]) -> None:
         curves.append({**key, **figures})
         show(f"  {label} seed {seed}:", figures)
 
-    watch = Watch(args.minutes, args.every, until_px=args.until_px)
-    learner = Learner(load(folder), make_config(args, seed), watch, tell)
+    watch = Watch(args.minutes, args.every)
+    if args.until_converged:
+        watch = replace(watch, enough=partial(has_converged, way=WAY))
+    state = args.work / "states" / f"{label}-seed{seed}.pt"
+    learner = Learner(load(folder), make_config(args, seed), watch, tell, state)
     end = learner.run()
     learner.write(args.work / "maps" / f"{label}-seed{seed}.mrc")
     return {**key, "minutes": args.minutes, "threads": args.threads, "converged": has_converged(end, WAY), **end}
+
+
+def is_done(results: Results, args: argparse.Namespace, label: str, seed: int) -> bool:
+    """Whether a run has had its minutes; a shorter one is gone on with."""
+    ends = results.read(label=label, seed=seed)
+    return any(end["minutes"] >= args.minutes or (args.until_converged and end["converged"]) for end in ends)
+
+
+def count_converged(results: Results, label: str) -> str:
+    """In words, by the last end of each seed."""
+    ends = {entry["seed"]: entry for entry in results.read(label=label)}
+    return f"{label}: {sum(has_converged(end, WAY) for end in ends.values())} of {len(ends)} converged"
 
 
 def draw(args: argparse.Namespace, name: str = "paper_scheme.png") -> None:
@@ -128,14 +146,15 @@ def add_scheme_options(parser: argparse.ArgumentParser) -> None:
     molecules = [f"{molecule}_{noise}" for molecule in MOLECULES for noise in NOISE]
     parser.add_argument("--molecule", default="5nrl_ideal", choices=molecules)
     parser.add_argument("--box", type=int, default=16)
+    parser.add_argument("--fill", type=float, default=FILL, help="part of the box that the molecule spans")
     parser.add_argument("--encoder-box", type=int, help="px that the encoder looks at; default: all")
     parser.add_argument("--particles", type=int, default=10_000)
-    parser.add_argument("--shifts", action="store_true", help="images are off-centre by 2 px at a box of 32")
+    parser.add_argument("--shifts", action="store_true", help="images are off-centre by an eighth of the molecule")
     parser.add_argument("--ctf", action="store_true", help="images have a CTF")
     parser.add_argument("--config", type=Path, default=SMALL)
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--every", type=float, default=60.0, help="seconds between two looks")
-    parser.add_argument("--until-px", type=float, default=0.0, help="stop at this resolution")
+    parser.add_argument("--until-converged", action="store_true", help="stop there instead of after --minutes")
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--labels", nargs="+", help="of the runs that are drawn; default: all")
@@ -150,21 +169,20 @@ def main() -> None:
     parser.add_argument("--loss", default="symmetrized", choices=("symmetrized", "l2"))
     parser.add_argument("--volume", choices=get_args(VolumeKind))
     parser.add_argument("--batch", type=int)
-    parser.add_argument("--encoder-lr", type=float, default=LEARNING_RATE)
-    parser.add_argument("--volume-lr", type=float, default=LEARNING_RATE)
+    parser.add_argument("--encoder-lr", type=float)
+    parser.add_argument("--volume-lr", type=float)
     parser.add_argument("--set", nargs="*", default=[], help="options such as encoder.widths=[16,32]")
     parser.add_argument("--label", help="names runs; default: from the options")
     args = parse(parser)
     if args.figures:
         draw(args)
         return
-    results = Results(args.work / "paper.jsonl")
+    results, label = Results(args.work / "paper.jsonl"), args.label or default_label(args)
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        if not results.read(label=args.label or default_label(args), seed=seed):
+        if not is_done(results, args, label, seed):
             results.append(run(args, seed))
             show(f"seed {seed}:", results.read()[-1])
-    ends = results.read(label=args.label or default_label(args))
-    print(f"{sum(has_converged(entry, WAY) for entry in ends)} of {len(ends)} converged")
+    print(count_converged(results, label))
 
 
 if __name__ == "__main__":

@@ -524,6 +524,29 @@ def test_a_resumed_training_is_the_same(
     assert torch.equal(whole.noise_power, stopped.noise_power) and whole.skipped == stopped.skipped == 1
 
 
+class Scored(AmortizedModel):
+    """Keeps what hypotheses are scored with."""
+
+    def forward(self, given: StepInput) -> dict[str, Tensor]:
+        self.scorer = given.scorer
+        return super().forward(given)
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+def test_hypotheses_are_scored_with_the_loss_that_is_trained(volume: FourierVolume, whiten: bool) -> None:
+    settings, source = replace(SETTINGS, whiten=whiten, symmetrized=True), Repeated(volume)
+    batch = source(0)[0]
+    model = Scored(pose_encoder("s2s2"), make_volume("fourier_net", BOX, width=16), settings)
+    trainer = Trainer(model, source, settings, seed=0, image_power=estimate_shell_power(batch.images, batch.disk))
+    trainer.train(until=5)
+    noise = model.scorer.noise_power[1:]
+    spread = float(noise.max() / noise.min())
+    # The residuals of a molecule that is hardly known yet are far from white.
+    assert spread > 2 if whiten else spread == pytest.approx(1)
+    measured = trainer.noise_power[1:]
+    assert 0.5 * float(measured.min()) < float(noise.mean()) < 2 * float(measured.max())
+
+
 def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
     first, second = (make_trainer(Repeated(volume), seed=seed) for seed in (0, 1))
     for trainer in (first, second):

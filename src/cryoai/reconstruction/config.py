@@ -109,7 +109,7 @@ class AmortizeConfig(BaseModel):
     symmetrized: bool = False
     """The paper's symmetrised loss: the better of the image and its copy turned by π is trained."""
     whiten: bool = True
-    """Divide residuals by the noise spectrum."""
+    """Divide residuals by the noise spectrum, in the loss and where hypotheses are scored."""
     domain: Domain = "fourier"
     """Where residuals are measured."""
     mask_radius: Annotated[float, Field(gt=0, le=0.5)] | None = None

@@ -48,7 +48,8 @@ class TrainingSettings:
     encoder_ctf
         What is done about the CTF in the encoder's input.
     whiten
-        Divide by the noise spectrum, measured along the way.
+        Divide by the noise spectrum, measured along the way; otherwise it is plain L2 that counts, also where
+        hypotheses are scored.
     domain, mask_radius
         Where residuals are measured; px of the circle in real space.
     points_per_step

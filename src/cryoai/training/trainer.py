@@ -258,9 +258,16 @@ class Trainer:
         assert self._rendered is not None
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * 1_009 + self.fabric.global_rank)
         return Scorer(
-            self._rendered, self._noise_power, settings.radius_at(step), settings.search_radius,
+            self._rendered, self._scoring_noise(), settings.radius_at(step), settings.search_radius,
             settings.max_shift, step < settings.sampling_steps, generator,
         )  # fmt: skip
+
+    def _scoring_noise(self) -> Float[Tensor, " shells"]:
+        """White where the loss is plain L2, so that it chooses its own winners."""
+        if self.settings.whiten:
+            return self._noise_power
+        coefficients = torch.arange(len(self._noise_power), dtype=self._noise_power.dtype)
+        return (self._noise_power @ coefficients / coefficients.sum()).expand_as(self._noise_power)
 
     def _rendered_radius(self, step: int) -> float:
         """Shells that hypotheses are scored in; a grid's winners are also refined, at all shells of the loss."""
