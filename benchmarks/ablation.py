@@ -26,6 +26,7 @@ from harness import (
     Results,
     TestSet,
     add_options,
+    find_poses,
     load,
     make_trainer,
     measure_map,
@@ -35,9 +36,10 @@ from harness import (
     simulate,
 )
 from learning import Learner, Watch, resolves
-from mirror import MirrorPlane, find_mirror_plane, project_beside_plane
+from mirror import MirrorPlane, explain_wrong_poses, find_mirror_plane, project_beside_plane
 
 from cryoai import read_map
+from cryoai.metrics.alignment import mirror_rotation
 from cryoai.reconstruction.config import ReconstructConfig, load_config
 from cryoai.tensors import ParticleBatch
 from cryoai.training.winners import Winners
@@ -53,20 +55,29 @@ TRIED_RATES = {True: (1e-2, 3e-2, 1e-1, 3e-1), False: (3e-4, 1e-3, 3e-3)}
 # Of the volume; None is what configs/paper-small.yaml says.
 SCHEME_RATES = {"fourier_net": None, "real_grid": 1e-2}
 LOSSES = ("symmetrized", "l2")
+# Particles whose wrong poses are explained.
+JUDGED = 2000
+
+
+def scheme(args: argparse.Namespace, volume: str, loss: str) -> argparse.Namespace:
+    """What paper_scheme.py would be called with."""
+    options = {
+        "label": f"{volume}, {loss}", "volume": volume, "loss": loss, "head": "s2s2", "hypotheses": None,
+        "batch": None, "encoder_lr": None, "volume_lr": SCHEME_RATES[volume],
+    }  # fmt: skip
+    return argparse.Namespace(**{**vars(args), **options})
 
 
 def loss_arms(args: argparse.Namespace) -> None:
     """Both losses, for both volumes, in the paper's scheme."""
     results = Results(args.work / "paper.jsonl")
     for seed in range(args.first_seed, args.first_seed + args.seeds):
-        for volume, rate in SCHEME_RATES.items():
+        for volume in SCHEME_RATES:
             for loss in LOSSES:
                 label = f"{volume}, {loss}"
                 if paper_scheme.is_done(results, args, label, seed):
                     continue
-                options = {"label": label, "volume": volume, "loss": loss, "volume_lr": rate, "head": "s2s2"}
-                scheme = {"hypotheses": None, "batch": None, "encoder_lr": None, **options}
-                results.append(paper_scheme.run(argparse.Namespace(**{**vars(args), **scheme}), seed))
+                results.append(paper_scheme.run(scheme(args, volume, loss), seed))
                 show(f"{label}, seed {seed}:", results.read()[-1])
     for label in dict.fromkeys(entry["label"] for entry in results.read()):
         print(paper_scheme.count_converged(results, label))
@@ -159,23 +170,48 @@ def rates(args: argparse.Namespace) -> None:
 
 
 def mirror(args: argparse.Namespace) -> None:
-    """The best mirror plane of every map that `loss` left, and of the truth."""
+    """The best mirror plane of the truth and of every map that the paper's scheme left, and what came of it."""
     results = Results(args.work / "mirror.jsonl")
-    true_map = next(args.work.glob(f"{args.molecule}-{args.box}px-*/true_map.mrc"))
-    maps = [path for loss in LOSSES for path in sorted((args.work / "maps").glob(f"*, {loss}-seed*.mrc"))]
+    test_set = paper_scheme.particles(args)
+    true_map = test_set / "true_map.mrc"
+    ends = Results(args.work / "paper.jsonl").read()
+    maps = dict.fromkeys(args.work / "maps" / f"{end['label']}-seed{end['seed']}.mrc" for end in ends)
     for path in [true_map, *maps]:
         name = "truth" if path == true_map else path.stem
         if results.read(map=name):
             continue
-        density, true = (torch.from_numpy(np.array(read_map(p).density, np.float32)) for p in (path, true_map))
+        density, true = read_density(path), read_density(true_map)
         plane = find_mirror_plane(density)
         figures = {"mirror": plane.correlation, "normal": plane.normal.tolist(), "offset": plane.offset}
-        results.append({"map": name, "file": str(path), **figures, **measure_map(density, true).figures})
-        show(name, {"mirror": plane.correlation, **measure_map(density, true).figures})
+        figures |= measure_map(density, true).figures | wrong_poses(args, path.stem, load(test_set), plane)
+        results.append({"map": name, "file": str(path), **figures})
+        show(name, figures)
+
+
+def wrong_poses(args: argparse.Namespace, name: str, test: TestSet, plane: MirrorPlane) -> dict[str, float]:
+    """What the wrong poses at the end of a training have to do with its map's mirror plane."""
+    state = args.work / "states" / f"{name}.pt"
+    label, _, seed = name.rpartition("-seed")
+    volume, _, loss = label.partition(", ")
+    if loss not in LOSSES or not state.exists():
+        return {}
+    config = paper_scheme.make_config(scheme(args, volume, loss), int(seed))
+    learner = Learner(test, config, Watch(args.minutes), tell=lambda figures: None, state=state)
+    learner.go_on()
+    rows = np.arange(min(len(test.particles), JUDGED))
+    found, _ = find_poses(test, learner.trained(), learner.render(), rows, paper_scheme.WAY)
+    alignment = measure_map(learner.density(), test.true_map).alignment
+    true = test.pose(rows).rotation
+    expected = alignment.rotation @ (mirror_rotation(true) if alignment.mirrored else true)
+    return explain_wrong_poses(found.double().numpy(), expected, plane)
+
+
+def read_density(path: Path) -> torch.Tensor:
+    return torch.from_numpy(np.array(read_map(path).density, np.float32))
 
 
 def draw_mirror(args: argparse.Namespace) -> None:
-    """Projections along each map's best mirror plane, which is their vertical middle line."""
+    """Each map seen along its best mirror plane, the vertical middle line; below, the truth from the same side."""
     import matplotlib.pyplot as plt
 
     entries = Results(args.work / "mirror.jsonl").read()
@@ -183,16 +219,19 @@ def draw_mirror(args: argparse.Namespace) -> None:
     for entry in sorted(entries, key=lambda entry: entry["mirror"]):
         most_alike[entry["map"].partition("-seed")[0]] = entry
     shown = [most_alike[label] for label in dict.fromkeys(e["map"].partition("-seed")[0] for e in entries)]
-    figure, axes = plt.subplots(1, len(shown), figsize=(2.4 * len(shown), 3), squeeze=False)
-    for axis, entry in zip(axes[0], shown, strict=True):
-        density = torch.from_numpy(np.array(read_map(Path(entry["file"])).density, np.float32))
+    figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 5.6), squeeze=False)
+    true = read_density(paper_scheme.particles(args) / "true_map.mrc")
+    for (above, below), entry in zip(axes.T, shown, strict=True):
+        density = read_density(Path(entry["file"]))
         plane = MirrorPlane(entry["mirror"], np.array(entry["normal"]), entry["offset"])
-        axis.imshow(project_beside_plane(density, plane), cmap="gray", interpolation="bilinear")
-        axis.axvline(density.shape[-1] // 2, color="C1", linewidth=0.7, linestyle=":")
-        title = f"{entry['map']}\nlike its mirror image: {entry['mirror']:.2f}\nFSC 0.5: {entry['fsc_px']:.1f} px"
-        axis.set_title(title, fontsize=8)
-        axis.axis("off")
-    figure.tight_layout()
+        for axis, seen in ((above, density), (below, measure_map(true, density).aligned)):
+            axis.imshow(project_beside_plane(seen, plane), cmap="gray", interpolation="bilinear")
+            axis.axvline(density.shape[-1] // 2, color="C1", linewidth=0.7, linestyle=":")
+            axis.axis("off")
+        title = f"{entry['map']}\nlike its mirror image: {entry['mirror']:.2f}\nmean FSC: {entry['mean_fsc']:.2f}"
+        above.set_title(title, fontsize=8)
+        below.set_title("truth", fontsize=8)
+    figure.tight_layout(h_pad=2)
     figure.savefig(args.images / "spurious_symmetry.png", dpi=130)
 
 

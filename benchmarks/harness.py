@@ -196,23 +196,36 @@ def measure(
     best after local refinement; each with the seconds that it took. ``radius`` is that of the rendered volume.
     """
     compared = measure_map(density, test.true_map)
-    inference, noise, radius = EncoderInference(trained), trained.noise_power, min(radius, trained.radius)
-    pose = {
-        "first": lambda batch: _best(inference.hypotheses(batch)),
-        "scored": lambda batch: _best(score_hypotheses(batch, rendered, noise, inference.hypotheses(batch))),
-        "refined": lambda batch: best_of_encoder(batch, inference, rendered, noise, radius),
-    }
     figures: dict[str, Any] = dict(compared.figures)
     for name in ways:
         start = time.perf_counter()
-        found = [pose[name](batch) for _, batch in test.data.batches(rows, _CHUNK, radius)]
+        rotation, translation = find_poses(test, trained, rendered, rows, name, radius)
         seconds = time.perf_counter() - start
-        rotation, translation = (torch.cat(parts) for parts in zip(*found, strict=True))
         figures[name] = measure_poses(
             rotation, translation, test.pose(rows), compared.alignment, test.data.pixel_size
         )
         figures[name]["seconds"] = seconds
     return figures
+
+
+def find_poses(
+    test: TestSet,
+    trained: TrainedEncoder,
+    rendered: FourierVolume,
+    rows: np.ndarray,
+    way: str,
+    radius: float = np.inf,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rotations and translations in one of the ways of `measure`."""
+    inference, noise, radius = EncoderInference(trained), trained.noise_power, min(radius, trained.radius)
+    pose = {
+        "first": lambda batch: _best(inference.hypotheses(batch)),
+        "scored": lambda batch: _best(score_hypotheses(batch, rendered, noise, inference.hypotheses(batch))),
+        "refined": lambda batch: best_of_encoder(batch, inference, rendered, noise, radius),
+    }[way]
+    found = [pose(batch) for _, batch in test.data.batches(rows, _CHUNK, radius)]
+    rotation, translation = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return rotation, translation
 
 
 def _best(hypotheses):

@@ -87,7 +87,7 @@ class Learner:
 
     def run(self) -> dict[str, Any]:
         """Train; the figures of the last look, and whether the target was reached."""
-        self._clock = Clock(self._go_on())
+        self._clock = Clock(self.go_on())
         try:
             self.trainer.train(on_step=self._after_step)
             self._look()
@@ -118,8 +118,8 @@ class Learner:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_map(Map(self.density().numpy(), self._test.data.pixel_size), path)
 
-    def _go_on(self) -> float:
-        """Load what an earlier sitting left; its seconds."""
+    def go_on(self) -> float:
+        """Load what an earlier sitting left, if there is any; its seconds."""
         if self._state is None or not self._state.exists():
             return 0.0
         saved = torch.load(self._state, weights_only=True)

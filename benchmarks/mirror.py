@@ -17,8 +17,9 @@ from scipy.optimize import minimize
 from cryoai.geometry.fourier import fft3, ifft3, radial_distance
 from cryoai.metrics.fsc import half_space_radius
 
-_NORMALS, _SHELLS = 600, 8
+_NORMALS, _SHELLS = 600, 6
 _OFFSETS = (-2.0, -1.0, 0.0, 1.0, 2.0)
+_WRONG_DEGREES, _AT_MATE_DEGREES = 10.0, 20.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,6 +67,47 @@ def hemisphere(count: int) -> np.ndarray:
     z, turn = 1 - place / count, np.pi * (1 + 5**0.5) * place
     radius = np.sqrt(1 - z**2)
     return np.stack((radius * np.cos(turn), radius * np.sin(turn), z), 1)
+
+
+def explain_wrong_poses(found: np.ndarray, true: np.ndarray, plane: MirrorPlane) -> dict[str, float]:
+    """Whether wrong poses are those of a map's spurious mirror image, and which images have them.
+
+    A map that is its own mirror image through a plane with the normal n looks the same from ``R`` and from
+    ``R_n(π) R R_z(π)``: reflecting it is inverting it and turning it about n by π, and the projection of an
+    inverted map is the projection turned by π.
+
+    Parameters
+    ----------
+    found, true
+        (particles, 3, 3), in the map's frame.
+    plane
+        Of the map.
+
+    Returns
+    -------
+    dict
+        ``wrong``, the share of poses that are off by over 10°; of them, those within 20° of the true pose's mate
+        (``at_mates``); how many images a half space of viewing directions sorts into wrong and right
+        (``half_space``), and the cosine between its normal and the mirror's (``cosine``).
+    """
+    wrong = degrees_between(found, true) > _WRONG_DEGREES
+    turn_about_normal = 2 * np.outer(plane.normal, plane.normal) - np.eye(3)
+    mates = turn_about_normal @ true @ np.diag([-1.0, -1.0, 1.0])
+    at_mates = degrees_between(found[wrong], mates[wrong]) < _AT_MATE_DEGREES
+    direction = np.column_stack((true[:, :, 2], np.ones(len(true))))
+    weight = np.linalg.lstsq(direction, np.where(wrong, 1.0, -1.0), rcond=None)[0]
+    return {
+        "wrong": float(wrong.mean()),
+        "at_mates": float(at_mates.mean()),
+        "half_space": float(((direction @ weight > 0) == wrong).mean()),
+        "cosine": float(abs(weight[:3] @ plane.normal) / np.linalg.norm(weight[:3])),
+    }
+
+
+def degrees_between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+    """Angles of the rotations that lead from one to the other."""
+    trace = np.einsum("bij,bij->b", first, second)
+    return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
 
 
 def project_beside_plane(density: torch.Tensor, plane: MirrorPlane) -> np.ndarray:
