@@ -184,7 +184,7 @@ def mirror(args: argparse.Namespace) -> None:
         plane = find_mirror_plane(density)
         figures = {"mirror": plane.correlation, "normal": plane.normal.tolist(), "offset": plane.offset}
         figures |= measure_map(density, true).figures | wrong_poses(args, path.stem, load(test_set), plane)
-        results.append({"map": name, "file": str(path), **figures})
+        results.append({"map": name, "file": str(path.relative_to(args.work)), **figures})
         show(name, figures)
 
 
@@ -222,7 +222,7 @@ def draw_mirror(args: argparse.Namespace) -> None:
     figure, axes = plt.subplots(2, len(shown), figsize=(2.4 * len(shown), 5.6), squeeze=False)
     true = read_density(paper_scheme.particles(args) / "true_map.mrc")
     for (above, below), entry in zip(axes.T, shown, strict=True):
-        density = read_density(Path(entry["file"]))
+        density = read_density(args.work / entry["file"])
         plane = MirrorPlane(entry["mirror"], np.array(entry["normal"]), entry["offset"])
         for axis, seen in ((above, density), (below, measure_map(true, density).aligned)):
             axis.imshow(project_beside_plane(seen, plane), cmap="gray", interpolation="bilinear")
