@@ -7,7 +7,8 @@
     python benchmarks/ablation.py --work /tmp/ablation --figures
 
 ``loss``: the symmetrised loss against plain L2, for FourierNet and for cryoPoseNet's real-space grid, in the
-paper's own scheme (paper_scheme.py). ``mirror``: how much the maps that it left are their own mirror images.
+paper's own scheme (paper_scheme.py). ``mirror``: how much the maps that it left are their own mirror images,
+and how many of the wrong poses are the mirror image's.
 ``volume``: five volumes of about equal size under the default head: steps and seconds until the map reaches
 ``--target`` px. ``rates``: how fast each learns from known poses, which is where the table of rates comes from.
 """
@@ -172,18 +173,18 @@ def rates(args: argparse.Namespace) -> None:
 def mirror(args: argparse.Namespace) -> None:
     """The best mirror plane of the truth and of every map that the paper's scheme left, and what came of it."""
     results = Results(args.work / "mirror.jsonl")
-    test_set = paper_scheme.particles(args)
-    true_map = test_set / "true_map.mrc"
+    folder = paper_scheme.particles(args)
+    test, true_map = load(folder), folder / "true_map.mrc"
     ends = Results(args.work / "paper.jsonl").read()
     maps = dict.fromkeys(args.work / "maps" / f"{end['label']}-seed{end['seed']}.mrc" for end in ends)
     for path in [true_map, *maps]:
         name = "truth" if path == true_map else path.stem
         if results.read(map=name):
             continue
-        density, true = read_density(path), read_density(true_map)
+        density = read_density(path)
         plane = find_mirror_plane(density)
         figures = {"mirror": plane.correlation, "normal": plane.normal.tolist(), "offset": plane.offset}
-        figures |= measure_map(density, true).figures | wrong_poses(args, path.stem, load(test_set), plane)
+        figures |= measure_map(density, test.true_map).figures | wrong_poses(args, path.stem, test, plane)
         results.append({"map": name, "file": str(path.relative_to(args.work)), **figures})
         show(name, figures)
 

@@ -1,7 +1,7 @@
 """How much a map is its own mirror image: the mark of a reconstruction that is stuck in a spurious symmetry.
 
-With one pose per image and the plain L2 loss, part of the images settle on poses turned by 180°, and the volume
-becomes the sum of the molecule and of its reflection through a plane (Levy et al. 2022, section 3.5). Correlations
+With one pose per image part of the images can settle on the poses of the mirror image, and the volume becomes the
+sum of the molecule and of its reflection through a plane (Levy et al. 2022, section 3.5). Correlations
 are those of the maps inside a sphere, whitened (each shell has the same power) within the same few shells.
 """
 
@@ -15,6 +15,7 @@ from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
 from cryoai.geometry.fourier import fft3, ifft3, radial_distance
+from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.fsc import half_space_radius
 
 _NORMALS, _SHELLS = 600, 6
@@ -105,9 +106,7 @@ def explain_wrong_poses(found: np.ndarray, true: np.ndarray, plane: MirrorPlane)
 
 
 def degrees_between(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Angles of the rotations that lead from one to the other."""
-    trace = np.einsum("bij,bij->b", first, second)
-    return np.degrees(np.arccos(np.clip((trace - 1) / 2, -1, 1)))
+    return np.degrees(rotation_angle(torch.from_numpy(first), torch.from_numpy(second)).numpy())
 
 
 def project_beside_plane(density: torch.Tensor, plane: MirrorPlane) -> np.ndarray:

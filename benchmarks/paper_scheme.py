@@ -5,8 +5,9 @@
 
 configs/paper-small.yaml (one pose per image through S²×S², FourierNet, the symmetrised loss) is trained on
 noise-free, centred images of 16 px without CTF. Learning curves go to ``paper_curves.jsonl``, ends of runs to
-``paper.jsonl``, final maps to ``maps/``. The encoder's own pose is the ``first``; ``scored`` is the better of those
-of the image and of its copy turned by 180° (with several hypotheses, the best of all).
+``paper.jsonl``, final maps to ``maps/``; a run goes on from ``states/`` when it is given more ``--minutes``. The
+encoder's own pose is the ``first``; ``scored`` is the better of those of the image and of its copy turned by 180°
+(with several hypotheses, the best of all).
 """
 
 from __future__ import annotations
