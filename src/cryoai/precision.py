@@ -1,4 +1,4 @@
-"""The number format of large matrix products: bfloat16 where a processor multiplies it, float32 elsewhere."""
+"""The number format of matrix products: bfloat16 where a processor multiplies it, float32 elsewhere."""
 
 from __future__ import annotations
 
@@ -16,6 +16,11 @@ def product_dtype(device: torch.device | str = "cpu") -> torch.dtype:
     laptops are like that.
     """
     return torch.bfloat16 if _multiplies_bfloat16(torch.device(device).type) else torch.float32
+
+
+def full_precision(device: torch.device) -> torch.autocast:
+    """A context without autocast: rotations, coordinates and what is interpolated at them need all of float32."""
+    return torch.autocast(device.type, enabled=False)
 
 
 @functools.cache

@@ -90,6 +90,7 @@ def config() -> ReconstructConfig:
     return ReconstructConfig(
         method="amortized",
         seeds=1,
+        device="cpu",
         bootstrap=BootstrapConfig(steps=8, batch_size=100, rotations=600, last_radius=6),
         encoder=EncoderConfig(hypotheses=400, widths=(8, 16, 16), box_size=16),
         amortize=AmortizeConfig(
@@ -274,6 +275,21 @@ def test_hybrid_below_its_fewest_particles_is_the_search(
     assert_same_results(searched, tmp_path)
     assert result.encoder is None and not result.training
     assert not (tmp_path / "encoder.pt").exists() and not (tmp_path / "training.csv").exists()
+
+
+@pytest.mark.parametrize("method", ["amortized", "hybrid"])
+def test_training_in_plain_torch_and_bfloat16(
+    tiny: Path, tmp_path: Path, config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    """What a GPU would run: no fused kernels, and autocast around all of a step."""
+    for module in ("physics.insertion", "poses.local"):
+        monkeypatch.setattr(f"cryoai.{module}.runs_kernels", lambda device: False)
+    low = config.encoder.model_copy(update={"precision": "bf16-mixed"})
+    options = hybrid(config.model_copy(update={"encoder": low}), method, encoder="always")
+    result = reconstruct(tiny / "particles.star", tmp_path, options)
+    assert np.isfinite([record.encoder_loss for record in result.training[6:]]).all()
+    assert not any(record.skipped for record in result.training)
+    assert np.isfinite(result.density).all()
 
 
 @pytest.mark.parametrize("options", [{"encoder": "always"}, {"fewest_particles": 200}])

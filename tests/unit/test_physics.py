@@ -288,6 +288,27 @@ def test_fused_refinement_ends_where_the_reference_does(scene):
     assert difference.amax((1, 2)).median() < 0.02
 
 
+def test_references_do_not_follow_autocast(scene):
+    """Training on a GPU calls them under it; coordinates of 8 bits would be off by whole grid points."""
+    volume, rotation, translation, batch, noise = scene
+
+    def results():
+        refined = refine_poses_reference(batch, volume, noise, rotation, translation, torch.arange(12), 3)
+        zero = make_accumulator(volume.box_size, float(batch.disk.radius[-1]))
+        total = insert_slices(zero, batch.images, batch.ctf, rotation, batch.disk)
+        slices, jacobian = slice_with_jacobian(volume, rotation, batch.disk)
+        return [
+            slice_volume(volume, rotation, batch.disk), slices, jacobian, total.numerator, total.weight,
+            refined.rotation, refined.translation, refined.cost,
+        ]  # fmt: skip
+
+    expected = results()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = results()
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+
+
 def test_projected_images_inserted_give_the_map_back(box):
     density = torch.from_numpy(make_phantom(box, 6.0).density)
     disk = make_fourier_disk(box)

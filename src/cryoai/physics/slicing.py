@@ -15,6 +15,7 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, full_radius, ifft3
+from cryoai.precision import full_precision
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,7 +248,8 @@ def slice_with_jacobian(
 def _points(rotation: Tensor, disk: FourierDisk, padding: int) -> Float[Tensor, "batch n 3"]:
     """Where each coefficient is sampled, in grid points, xyz."""
     plane = torch.stack((disk.kx, disk.ky)).to(rotation.dtype) * padding
-    return (rotation[:, :, :2] @ plane).transpose(1, 2)
+    with full_precision(rotation.device):
+        return (rotation[:, :, :2] @ plane).transpose(1, 2)
 
 
 def _neighbours(

@@ -12,6 +12,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cryoai.precision import full_precision
+
 _Module = TypeVar("_Module", bound=nn.Module)
 _KERNEL_REACH = 5
 
@@ -73,7 +75,7 @@ class Encoder(nn.Module):
 
     def forward(self, images: Float[Tensor, "batch box box"]) -> Float[Tensor, "batch features"]:
         """Features of images whose scale and offset do not matter."""
-        with torch.autocast(images.device.type, enabled=False):
+        with full_precision(images.device):
             images = standardise(images.float())
         channels = standardise(blur_images(images, self.get_buffer("blur")))
         return self.backbone(channels.contiguous(memory_format=torch.channels_last)).flatten(1)

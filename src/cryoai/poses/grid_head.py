@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from cryoai.geometry.rotations import rotation_from_vector
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
 from cryoai.poses.heads import AbstractPoseHead, TranslationHead, make_mlp
+from cryoai.precision import full_precision
 from cryoai.tensors import PoseHypotheses
 
 _OFFSET_WIDTH = 128
@@ -60,7 +61,7 @@ class GridHead(AbstractPoseHead):
         self, offset: Float[Tensor, "batch k 3"], index: Int[Tensor, "batch k"]
     ) -> Float[Tensor, "batch k 3 3"]:
         """Grid rotations, each turned by its offset."""
-        with torch.autocast(offset.device.type, enabled=False):
+        with full_precision(offset.device):
             return rotation_from_vector(offset) @ self.get_buffer("anchors")[index]
 
     def forward(self, features: Float[Tensor, "batch features"], keep: int = 32) -> PoseHypotheses:

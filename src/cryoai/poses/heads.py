@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoai.geometry.so3_grid import make_so3_grid
+from cryoai.precision import full_precision
 from cryoai.tensors import PoseHypotheses
 
 HIDDEN = (512, 256)
@@ -104,7 +105,7 @@ class AnchoredHead(AbstractPoseHead):
         """All hypotheses, in the anchors' order; log-weights are logits."""
         six = self.rotation(features).float().unflatten(1, (self.hypotheses, 6))
         identity = six.new_tensor([1.0, 0.0, 0.0, 0.0, 1.0, 0.0])
-        with torch.autocast(features.device.type, enabled=False):
+        with full_precision(features.device):
             rotation = rotation_from_six(six + identity) @ self.get_buffer("anchors")
         translation = self.translation(features) + self.translation_delta(features)
         return PoseHypotheses(rotation, translation, self.log_weight(features).float())
@@ -134,7 +135,7 @@ def rotation_from_six(six: Float[Tensor, "*batch 6"]) -> Float[Tensor, "*batch 3
     Where the first vector is zero, or the second is (nearly) parallel to it, a fixed axis takes its place, through
     which no gradient passes.
     """
-    with torch.autocast(six.device.type, enabled=False):
+    with full_precision(six.device):
         a, b = six.float().unflatten(-1, (2, 3)).unbind(-2)
         axes = torch.eye(3, device=six.device)
         a = torch.where(_is_short(a), axes[0], a)

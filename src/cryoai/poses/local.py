@@ -22,6 +22,7 @@ from cryoai.physics.image_formation import form_images
 from cryoai.physics.kernels import refine_kernel, run_in_threads, runs_kernels, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
+from cryoai.precision import full_precision
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 MAX_STEP_RADIANS = 0.2
@@ -246,13 +247,18 @@ def refine_poses_reference(
         move = step[:, 3:] * (limit / step[:, 3:].norm(dim=1, keepdim=True).clamp(min=limit))
         trial = _normal_equations(
             batch, volume, precision, images, ctf,
-            rotation_from_vector(turn.to(rotation.dtype)) @ best[0].rotation,
+            _turn(best[0].rotation, turn),
             best[0].translation + move.to(translation.dtype),
         )  # fmt: skip
         better = trial[0].cost <= best[0].cost
         best = (_choose(better, trial[0], best[0]), torch.where(better[:, None], trial[1], best[1]))
         damping = torch.where(better, (damping * 0.2).clamp(min=1e-6), damping * 10)
     return best[0]
+
+
+def _turn(rotation: Tensor, vector: Tensor) -> Tensor:
+    with full_precision(rotation.device):
+        return rotation_from_vector(vector.to(rotation.dtype)) @ rotation
 
 
 def _choose(first: Tensor, a: RefinedPoses, b: RefinedPoses) -> RefinedPoses:

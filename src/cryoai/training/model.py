@@ -13,6 +13,7 @@ from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways, turn
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
+from cryoai.precision import full_precision
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
 from cryoai.training.settings import TrainingSettings
@@ -228,11 +229,12 @@ def _grid_loss(head: GridHead, features: Tensor, logits: Tensor, winners: Winner
     """Cross-entropy with soft classes around the winner, and the errors of the offset and of the shift."""
     anchors = head.get_buffer("anchors")
     rotation = winners.rotation.to(anchors)
-    target = grid_targets(rotation, anchors, _TARGET_WIDTH * head.largest_offset * 2**0.5)
+    with full_precision(anchors.device):
+        target = grid_targets(rotation, anchors, _TARGET_WIDTH * head.largest_offset * 2**0.5)
+        nearest = target.argmax(1, keepdim=True)
+        wanted = roma.rotmat_to_rotvec(rotation @ anchors[nearest[:, 0]].transpose(1, 2))
     entropy = -(target * torch.log_softmax(logits, 1)).sum(1).mean()
-    nearest = target.argmax(1, keepdim=True)
     offset = head.offset(features, nearest)[:, 0]
-    wanted = roma.rotmat_to_rotvec(rotation @ anchors[nearest[:, 0]].transpose(1, 2))
     translation = head.translation(features)[:, 0]
     shift_error = (translation - winners.translation.to(anchors)) / head.translation.scale
     errors = _OFFSET_WEIGHT * (offset - wanted).square().sum(1) + _TRANSLATION_WEIGHT * shift_error.square().sum(1)

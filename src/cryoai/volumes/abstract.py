@@ -75,8 +75,3 @@ class AbstractVolume(nn.Module, ABC):
         if reach > self.radius + 1e-3:
             raise ValueError(f"the disk reaches {reach:.2f} shells, the volume {self.radius:.2f}")
         self._last_disk = disk
-
-
-def full_precision(device: torch.device) -> torch.autocast:
-    """A context without autocast: coordinates and what is interpolated at them need all of float32."""
-    return torch.autocast(device.type, enabled=False)

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk, fft3, ifft3, radial_distance
 from cryoai.physics.slicing import FourierVolume, slice_volume
-from cryoai.volumes.abstract import AbstractVolume, full_precision
+from cryoai.precision import full_precision
+from cryoai.volumes.abstract import AbstractVolume
 
 # Real and imaginary parts of the first slices, in units of the scale: what a `FourierNet` starts with.
 _INITIAL_STD = 1 / 40

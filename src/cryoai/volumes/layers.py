@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoai.volumes.abstract import full_precision
+from cryoai.precision import full_precision
 
 
 def make_linear(inputs: int, outputs: int, bound: float, generator: torch.Generator) -> nn.Linear:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
 from cryoai.physics.slicing import FourierVolume, grid_radius, grid_shape, grid_to_real
-from cryoai.volumes.abstract import AbstractVolume, full_precision
+from cryoai.precision import full_precision
+from cryoai.volumes.abstract import AbstractVolume
 
 # Grid points evaluated at once: the hidden layers of more do not fit a CPU's cache.
 _CHUNK = 8_192

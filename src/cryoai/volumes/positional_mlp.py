@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoai.volumes.abstract import full_precision
+from cryoai.precision import full_precision
 from cryoai.volumes.layers import make_linear
 from cryoai.volumes.network import AbstractNetworkVolume
 
