@@ -207,13 +207,13 @@ class Trainer:
         """Clip and step; False, and nothing changed, if a gradient is not finite."""
         gradients = {name: _gradients_of(optimizer) for name, optimizer in self._optimizers.items()}
         active = {name: o for name, o in self._wrapped_optimizers.items() if gradients[name]}
-        norms = [torch.nn.utils.get_total_norm(gradients[name]) for name in active]
-        finite = torch.stack(norms).isfinite().all().float()
+        norms = {name: torch.nn.utils.get_total_norm(gradients[name]) for name in active}
+        finite = torch.stack(list(norms.values())).isfinite().all().float()
         if float(_reduced(self.fabric, finite, "mean")) < 1:
             return False
         if "encoder" in active:
             parameters = [p for group in self._optimizers["encoder"].param_groups for p in group["params"]]
-            torch.nn.utils.clip_grad_norm_(parameters, self.settings.gradient_clip)
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.settings.gradient_clip, norms["encoder"])
         for optimizer in active.values():
             optimizer.step()
         return True
@@ -315,16 +315,14 @@ class Trainer:
 
 
 def _make_optimizers(model: AmortizedModel, settings: TrainingSettings) -> dict[str, torch.optim.Optimizer]:
-    optimizers: dict[str, torch.optim.Optimizer] = {
-        "encoder": torch.optim.Adam(
-            model.encoder.parameters(), settings.encoder_learning_rate, amsgrad=settings.amsgrad
-        )
+    rates = {"encoder": settings.encoder_learning_rate, "volume": settings.volume_learning_rate}
+    parts = {"encoder": model.encoder, "volume": model.volume}
+    # Fused, Adam takes a sixth of the time on a CPU.
+    return {
+        name: torch.optim.Adam(part.parameters(), rates[name], amsgrad=settings.amsgrad, fused=True)
+        for name, part in parts.items()
+        if part is not None
     }
-    if model.volume is not None:
-        optimizers["volume"] = torch.optim.Adam(
-            model.volume.parameters(), settings.volume_learning_rate, amsgrad=settings.amsgrad
-        )
-    return optimizers
 
 
 def _reduced(fabric: Fabric, value: Tensor, operation: str) -> Tensor:
