@@ -130,10 +130,12 @@ class TestSet:
         return self.true_pose[rows]
 
 
-def load(folder: Path) -> TestSet:
+def load(folder: Path, device: str = "cpu") -> TestSet:
     particles = read_particles(folder / "particles.star")
     assert particles.pixel_size is not None and particles.box_size is not None and particles.pose is not None
-    data = ParticleData(particles, particles.pixel_size, particles.box_size, memory_limit=_CACHE, scratch=folder)
+    data = ParticleData(
+        particles, particles.pixel_size, particles.box_size, memory_limit=_CACHE, scratch=folder, device=device
+    )  # fmt: skip
     true_map = torch.from_numpy(np.array(read_map(folder / "true_map.mrc").density, dtype=np.float32))
     return TestSet(particles, data, true_map, particles.pose)
 

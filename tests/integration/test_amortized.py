@@ -38,6 +38,7 @@ from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
 from cryoai.reconstruction.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
 from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder, write_encoder
+from cryoai.reconstruction.hybrid import uses_encoder
 from cryoai.reconstruction.infer import InferredPoses
 from cryoai.reconstruction.progress import Advance, Progress
 from cryoai.reconstruction.result import ReconstructionResult
@@ -275,6 +276,22 @@ def test_hybrid_below_its_fewest_particles_is_the_search(
     assert_same_results(searched, tmp_path)
     assert result.encoder is None and not result.training
     assert not (tmp_path / "encoder.pt").exists() and not (tmp_path / "training.csv").exists()
+
+
+@pytest.mark.parametrize(
+    ("particles", "device", "options", "expected"),
+    [
+        (699_999, "cpu", {}, False),
+        (700_000, "cpu", {}, True),
+        (10_000_000, "cuda", {}, False),
+        (100, "cuda", {"encoder": "always"}, True),
+        (100, "cuda", {"fewest_particles": 100}, True),
+        (10_000_000, "cpu", {"encoder": "never"}, False),
+    ],
+)
+def test_hybrid_chooses_by_number_and_device(particles: int, device: str, options: dict, expected: bool) -> None:
+    config = ReconstructConfig(hybrid=HybridConfig(**options))
+    assert uses_encoder(config, particles, torch.device(device)) is expected
 
 
 @pytest.mark.parametrize("method", ["amortized", "hybrid"])

@@ -8,13 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from cryoai.geometry.fourier import resample
+from cryoai.geometry.fourier import full_radius, resample
 from cryoai.metrics.alignment import align_maps
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, map_from_volume
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
 from cryoai.reconstruction.bootstrap import BootstrapResult, BootstrapSettings, run_bootstrap
+from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.tensors import ParticleBatch
 
 # Images that no start sees, to judge them all by.
@@ -46,6 +47,17 @@ class AbInitioResult:
     def agreeing(self) -> int:
         """How many starts found the same map, the best one included."""
         return sum(a >= AGREEMENT_THRESHOLD for a in self.agreements)
+
+
+def bootstrap_settings(config: ReconstructConfig, data: ParticleData) -> BootstrapSettings:
+    """The settings of every start: lengths in Å and shells that exist in this box."""
+    options, box = config.bootstrap, data.disk.box_size
+    radius = float(min(options.last_radius, full_radius(box)))
+    return BootstrapSettings(
+        steps=options.steps, batch_size=options.batch_size, rotations=options.rotations,
+        first_radius=min(options.first_radius, radius), last_radius=radius,
+        max_shift=options.max_shift * box * data.pixel_size,
+    )  # fmt: skip
 
 
 def split_for_bootstrap(

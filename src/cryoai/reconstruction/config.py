@@ -129,8 +129,8 @@ class HybridConfig(BaseModel):
 
     encoder: Literal["auto", "always", "never"] = "auto"
     """Whether to train one; auto does where posing by exhaustive search would take longer."""
-    fewest_particles: int = Field(default=700_000, ge=0)
-    """What auto goes by."""
+    fewest_particles: int | None = Field(default=None, ge=0)
+    """What auto goes by; by default 700,000 on a CPU, and no number on a GPU, which searches as fast."""
     simulated_steps: int = Field(default=1300, ge=1)
     """Mini-batches of images simulated from the bootstrap's map."""
     real_steps: int = Field(default=100, ge=0)

@@ -20,6 +20,7 @@ from cryoai.reconstruction.ab_initio import (
     AGREEMENT_THRESHOLD,
     AbInitioResult,
     bootstrap_from_dict,
+    bootstrap_settings,
     bootstrap_to_dict,
     choose_best,
     has_converged,
@@ -28,7 +29,6 @@ from cryoai.reconstruction.ab_initio import (
 )
 from cryoai.reconstruction.amortize import AmortizedResult, train_from_scratch
 from cryoai.reconstruction.assist import assist, check_processes, process_rank
-from cryoai.reconstruction.bootstrap import BootstrapSettings
 from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
 from cryoai.reconstruction.config import ReconstructConfig
@@ -258,14 +258,9 @@ class _Run:
         return estimate_shell_power(batch.images, batch.disk).clamp(min=1e-12)
 
     def _bootstrap(self) -> AbInitioResult:
-        config = self.config.bootstrap
-        radius = float(min(config.last_radius, full_radius(self.data.disk.box_size)))
-        settings = BootstrapSettings(
-            steps=config.steps, batch_size=config.batch_size, rotations=config.rotations,
-            first_radius=min(config.first_radius, radius), last_radius=radius,
-            max_shift=config.max_shift * self.data.disk.box_size * self.data.pixel_size,
-        )  # fmt: skip
-        train, held_out = split_for_bootstrap(self.data, config.images, radius, self.config.seed)
+        settings = bootstrap_settings(self.config, self.data)
+        images, radius = self.config.bootstrap.images, settings.last_radius
+        train, held_out = split_for_bootstrap(self.data, images, radius, self.config.seed)
         starts = []
         for number in range(1, self.config.seeds + 1):
             saved = self.checkpoint.load(f"bootstrap_{number:02d}")
@@ -333,7 +328,7 @@ class _Run:
 
     def _assign(self, ab_initio: AbInitioResult) -> RefinementState:
         """Every particle's pose against the bootstrap's map: by search, or by an encoder trained on it."""
-        if uses_encoder(self.config, len(self.data.usable_rows)):
+        if uses_encoder(self.config, len(self.data.usable_rows), self.data.device):
             self.encoder, self.training = train_on_map(
                 self.data, ab_initio.best, self.config, self.checkpoint, self.progress
             )
