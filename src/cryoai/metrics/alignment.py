@@ -165,12 +165,12 @@ def align_maps(
 
 def _polish(density: Float[Tensor, "box box box"], target: Target, best: Candidates) -> MapAlignment:
     """Take the last Gauss–Newton steps, free of the error of trilinear interpolation."""
-    rotation, shift = best.rotation[0], best.shift[0]
+    rotation, shift = best.rotation[:1], best.shift[:1]
     alignments = []
     for _ in range(_POLISH_STEPS + 1):
-        alignment = MapAlignment(rotation.numpy(), shift.numpy(), False, 0.0)
+        alignment = MapAlignment(rotation[0].numpy(), shift[0].numpy(), False, 0.0)
         values = fft3(apply_alignment(density, alignment)).flatten()[target.place]
-        score, update = gauss_newton(target, values)
+        score, update = gauss_newton(target, values[None])
         alignments.append(MapAlignment(alignment.rotation, alignment.shift, bool(best.hand[0] == 1), float(score)))
         rotation, shift = compose(rotation, shift, update)
     return max(alignments, key=lambda alignment: alignment.correlation)

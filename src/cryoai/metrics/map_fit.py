@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -21,6 +22,8 @@ from cryoai.metrics.fsc import half_space_radius
 _PAD = 2
 _SEARCH_RADIUS = 7
 _SEARCH_ROTATIONS = 13824
+# Coefficients of turned maps at once.
+_POINTS_AT_ONCE = 2**19
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +40,11 @@ class Target:
     shell: Int[Tensor, " n"]
     coefficient: Complex[Tensor, " n"]
     jacobian: Complex[Tensor, "6 n"]
+
+    @cached_property
+    def products(self) -> Float[Tensor, "36 n"]:
+        """Real parts of each derivative times the conjugate of each: sums of them are normal equations."""
+        return (self.jacobian[:, None] * self.jacobian.conj()).real.flatten(0, 1)
 
     def prefix(self, radius: int) -> Target:
         """Keep the coefficients up to and including shell ``radius``."""
@@ -132,10 +140,11 @@ def _sample(channels: Float[Tensor, "2 d d w"], points: Float[Tensor, "c n 3"]) 
     places = torch.where(mate, -points, points) * _PAD
     reach = channels.shape[-1] - 1
     places = places / reach - places.new_tensor([1.0, 0.0, 0.0]) * (1 - places / reach)
+    # One volume for each row, all of them the same memory: PyTorch's threads share the work by volumes.
     values = torch.nn.functional.grid_sample(
-        channels[None], places.reshape(1, 1, 1, -1, 3), align_corners=True
-    ).reshape(2, *points.shape[:2])
-    return torch.complex(values[0], torch.where(mate[..., 0], -values[1], values[1]))
+        channels.expand(len(points), *channels.shape), places[:, None, None], align_corners=True
+    )[:, :, 0, 0]
+    return torch.complex(values[:, 0], torch.where(mate[..., 0], -values[:, 1], values[:, 1]))
 
 
 def search_rotations(
@@ -183,48 +192,61 @@ def refine_candidates(
     channels = _crop_spectrum(spectrum, radius)
     rotation, shift = candidates.rotation.clone(), candidates.shift.clone()
     score = torch.full_like(candidates.score, -math.inf)
-    for i, hand in enumerate(candidates.hand.tolist()):
-        target = targets[hand].prefix(radius)
-        pose = (rotation[i], shift[i])
-        for _ in range(steps + 1):
-            points = target.frequency @ pose[0].to(target.frequency).T
-            values = _sample(channels, points[None])[0]
-            values = values * torch.exp(2j * math.pi / target.box_size * (points @ pose[1].to(points)))
-            value, update = gauss_newton(target, values)
-            if value > score[i]:
-                rotation[i], shift[i], score[i] = pose[0], pose[1], value
-            pose = compose(*pose, update)
+    for hand, target in enumerate(target.prefix(radius) for target in targets):
+        of_hand = (candidates.hand == hand).nonzero()[:, 0]
+        for rows in of_hand.split(max(1, _POINTS_AT_ONCE // len(target.place))):
+            pose = (rotation[rows], shift[rows])
+            for _ in range(steps + 1):
+                value, update = gauss_newton(target, _turned(channels, target, *pose))
+                better = value > score[rows]
+                for best, new in ((rotation, pose[0]), (shift, pose[1]), (score, value)):
+                    best[rows[better]] = new[better]
+                pose = compose(*pose, update)
     return Candidates(rotation, shift, candidates.hand, score)
 
 
-def gauss_newton(target: Target, values: Complex[Tensor, " n"]) -> tuple[float, Float[Tensor, " 6"]]:
+def _turned(
+    channels: Float[Tensor, "2 d d w"],
+    target: Target,
+    rotation: Float[Tensor, "c 3 3"],
+    shift: Float[Tensor, "c 3"],
+) -> Complex[Tensor, "c n"]:
+    """The map's coefficients at each pose, where the target's are."""
+    points = torch.einsum("cij,nj->cni", rotation.to(target.frequency), target.frequency)
+    phase = torch.einsum("cni,ci->cn", points, shift.to(points)) * (2 * math.pi / target.box_size)
+    return _sample(channels, points) * torch.polar(torch.ones_like(phase), phase)
+
+
+def gauss_newton(
+    target: Target, values: Complex[Tensor, "c n"]
+) -> tuple[Float[Tensor, " c"], Float[Tensor, "c 6"]]:
     """Mean FSC of the map's coefficients with the target, and the (δ, τ) that explains their difference.
 
-    Fits ``values ≈ FSC · reference(exp(δ) x + τ)``, both whitened; the residual's variance is 1 − FSC².
+    Fits ``values ≈ FSC · reference(exp(δ) x + τ)``, both whitened; the residual's variance is 1 − FSC². Each
+    row is a pose of its own; results are in the host's memory.
     """
-    values = values / _shell_rms(values[None], target.shell)[0][target.shell]
+    values = values / _shell_rms(values, target.shell)[:, target.shell]
     product = (values * target.coefficient.conj()).real
-    fsc = _shell_sum(product[None], target.shell)[0] / torch.bincount(target.shell)
+    fsc = _shell_sum(product, target.shell) / torch.bincount(target.shell)
     bounded = fsc.clamp(0.02, 0.98)
     weight = bounded / (1 - bounded**2)
     # Where the FSC is low because the pose is off, dividing by it would overshoot: 0.5 at least.
-    gain = (weight * bounded.clamp(min=0.5))[target.shell]
-    flat = torch.cat((target.jacobian.real, target.jacobian.imag), 1)
-    normal = (flat * gain.repeat(2)) @ flat.T
-    weighted = values * weight[target.shell]
-    right = flat @ torch.cat((weighted.real, weighted.imag))
+    gain = (weight * bounded.clamp(min=0.5))[:, target.shell]
+    normal = (gain @ target.products.T).unflatten(1, (6, 6))
+    weighted = values * weight[:, target.shell]
+    right = weighted.real @ target.jacobian.real.T + weighted.imag @ target.jacobian.imag.T
     normal, right = normal.double().cpu(), right.double().cpu()
-    scale = normal.diagonal().clamp(min=1e-12).rsqrt()  # radians and px differ in size
+    scale = normal.diagonal(dim1=1, dim2=2).clamp(min=1e-12).rsqrt()  # radians and px differ in size
     ridge = 1e-9 * torch.eye(6, dtype=torch.float64)
-    update = scale * torch.linalg.solve(scale[:, None] * normal * scale + ridge, scale * right)
-    angle = float(update[:3].norm())
+    update = scale * torch.linalg.solve(scale[:, :, None] * normal * scale[:, None] + ridge, scale * right)
+    angle = update[:, :3].norm(dim=1, keepdim=True)
     largest = 1.2 / int(target.shell[-1] + 1)  # radians; farther than this the linear model means nothing
-    return float(fsc.mean()), update * min(1.0, largest / max(angle, 1e-12))
+    return fsc.mean(1).double().cpu(), update * (largest / angle.clamp(min=largest))
 
 
 def compose(
-    rotation: Float[Tensor, "3 3"], shift: Float[Tensor, " 3"], update: Float[Tensor, " 6"]
-) -> tuple[Float[Tensor, "3 3"], Float[Tensor, " 3"]]:
-    """Undo the reference's (δ, τ) in the map's pose: ``Q exp(−δ)`` and ``shift − Q exp(−δ) τ``."""
-    rotation = nearest_rotation(rotation @ rotation_from_vector(-update[:3]))
-    return rotation, shift - rotation @ update[3:]
+    rotation: Float[Tensor, "c 3 3"], shift: Float[Tensor, "c 3"], update: Float[Tensor, "c 6"]
+) -> tuple[Float[Tensor, "c 3 3"], Float[Tensor, "c 3"]]:
+    """Undo the reference's (δ, τ) in the map's poses: ``Q exp(−δ)`` and ``shift − Q exp(−δ) τ``."""
+    rotation = nearest_rotation(rotation @ rotation_from_vector(-update[:, :3]))
+    return rotation, shift - (rotation @ update[:, 3:, None])[..., 0]
