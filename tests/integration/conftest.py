@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from cryoai import evaluate_reconstruction, read_map, read_particles
+from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
@@ -38,3 +41,20 @@ def quick_config() -> ReconstructConfig:
         bootstrap=BootstrapConfig(steps=8, batch_size=100, rotations=600, last_radius=6),
         refine=RefineConfig(max_rounds=3, search_rotations=600, search_radius=6),
     )
+
+
+@pytest.fixture(scope="session")
+def evaluate_on_simulated(simulated: Path) -> Callable[[Path], Evaluation]:
+    """What the folder of a run of `simulated` is worth."""
+
+    def evaluate(run: Path) -> Evaluation:
+        found, true = (read_particles(folder / "particles.star") for folder in (run, simulated))
+        return evaluate_reconstruction(
+            estimated_map=read_map(run / "map.mrc"),
+            true_map=read_map(simulated / "true_map.mrc"),
+            estimated_pose=found.pose,
+            true_pose=true.pose,
+            pixel_size=8.0,
+        )
+
+    return evaluate

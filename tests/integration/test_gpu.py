@@ -14,15 +14,13 @@ import torch
 
 from cryoai import (
     ReconstructConfig,
-    evaluate_reconstruction,
     infer,
     make_phantom,
-    read_map,
-    read_particles,
     reconstruct,
 )
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.geometry.rotations import random_rotations, rotation_angle, rotation_from_vector
+from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.simulate import draw_ctf
 from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images
@@ -187,10 +185,9 @@ def test_every_method_runs_and_its_encoder_poses_on_either_device(
     assert refined.rotation.isfinite().all() and refined.confidence.isfinite().all()
 
 
-def test_one_round_gives_the_map_of_the_cpu(
+def test_known_poses_give_the_map_of_the_cpu(
     tiny: Path, tmp_path: Path, quick: Callable[..., ReconstructConfig]
 ) -> None:
-    """From the same poses, so that a chaotic search does not blur the comparison."""
     gpu, cpu = (
         reconstruct(tiny / "particles.star", tmp_path / d, quick(known_poses=True, device=d)).density
         for d in ("cuda", "cpu")
@@ -223,16 +220,11 @@ def test_a_killed_training_goes_on(tiny: Path, tmp_path: Path, quick: Callable[.
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.3)
 
 
-def test_the_molecule_is_found(simulated: Path, tmp_path: Path) -> None:
+def test_the_molecule_is_found(
+    simulated: Path, tmp_path: Path, evaluate_on_simulated: Callable[[Path], Evaluation]
+) -> None:
     result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(seeds=1, device="cuda"))
-    true, found = read_particles(simulated / "particles.star"), read_particles(tmp_path / "particles.star")
-    evaluation = evaluate_reconstruction(
-        estimated_map=read_map(tmp_path / "map.mrc"),
-        true_map=read_map(simulated / "true_map.mrc"),
-        estimated_pose=found.pose,
-        true_pose=true.pose,
-        pixel_size=8.0,
-    )
+    evaluation = evaluate_on_simulated(tmp_path)
     assert evaluation.fsc is not None and evaluation.poses is not None
     assert evaluation.fsc.resolution_px(0.5) < 2.2
     assert evaluation.poses.fraction_rotation_above_10deg < 0.03

@@ -22,6 +22,7 @@ from cryoai import (
     reconstruct,
 )
 from cryoai.io import StackWriter
+from cryoai.metrics.evaluation import Evaluation
 from cryoai.reconstruction.masks import lowpass
 from cryoai.reconstruction.progress import Progress
 
@@ -46,17 +47,11 @@ class StopAfter(Progress):
 
 
 @pytest.mark.slow
-def test_phantom_is_recovered_from_unknown_poses(simulated: Path, tmp_path: Path) -> None:
+def test_phantom_is_recovered_from_unknown_poses(
+    simulated: Path, tmp_path: Path, evaluate_on_simulated: Callable[[Path], Evaluation]
+) -> None:
     result = reconstruct(simulated / "particles.star", tmp_path / "out", ReconstructConfig(seeds=2))
-    found = read_particles(tmp_path / "out" / "particles.star")
-    true = read_particles(simulated / "particles.star")
-    evaluation = evaluate_reconstruction(
-        estimated_map=read_map(tmp_path / "out" / "map.mrc"),
-        true_map=read_map(simulated / "true_map.mrc"),
-        estimated_pose=found.pose,
-        true_pose=true.pose,
-        pixel_size=8.0,
-    )
+    evaluation = evaluate_on_simulated(tmp_path / "out")
     assert evaluation.fsc is not None and evaluation.poses is not None
     assert evaluation.fsc.resolution_px(0.5) < 2.2
     assert evaluation.poses.rotation_error_median < 0.005
