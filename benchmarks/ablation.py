@@ -41,7 +41,7 @@ from mirror import MirrorPlane, explain_wrong_poses, find_mirror_plane, project_
 
 from cryoai import read_map
 from cryoai.metrics.alignment import mirror_rotation
-from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.tensors import ParticleBatch
 from cryoai.training.winners import Winners
 from cryoai.volumes import VolumeKind, count_parameters, width_for_budget

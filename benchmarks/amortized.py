@@ -38,11 +38,11 @@ from harness import (
     simulate,
 )
 
+from cryoai.amortized.from_scratch import make_encoder, train_from_scratch
 from cryoai.physics.slicing import FourierVolume
-from cryoai.reconstruction.amortize import make_encoder, train_from_scratch
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig, load_config
-from cryoai.reconstruction.progress import Progress
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig, load_config
+from cryoai.run.progress import Progress
 from cryoai.training.trainer import TrainingDivergedError
 from cryoai.volumes import make_volume
 

@@ -27,9 +27,9 @@ from harness import Results, TestSet, add_options, parse, parse_overrides, show,
 from learning import Learner, Watch, resolves
 
 from cryoai import read_map, read_particles
+from cryoai.amortized.posing import EncoderInference, best_of_encoder
 from cryoai.particles.dataset import ParticleData
-from cryoai.reconstruction.config import ReconstructConfig, load_config
-from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
+from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.types import ParticleSet
 
 _CHUNK = 1000

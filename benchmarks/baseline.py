@@ -17,7 +17,7 @@ from harness import TestSet
 from torch import Tensor, nn
 
 from cryoai.geometry.fourier import disk_to_images, make_fourier_disk
-from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.run.config import ReconstructConfig
 from cryoai.types import CtfParameters
 
 

@@ -19,6 +19,9 @@ import torch
 import yaml
 
 from cryoai import read_map, read_particles
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.from_scratch import make_encoder, training_settings
+from cryoai.amortized.posing import EncoderInference, best_of_encoder
 from cryoai.geometry.fourier import full_radius
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
 from cryoai.metrics.fsc import compute_fsc, make_soft_sphere
@@ -29,10 +32,7 @@ from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.precision import product_dtype
-from cryoai.reconstruction.amortize import make_encoder, training_settings
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
+from cryoai.run.config import ReconstructConfig
 from cryoai.training.model import AmortizedModel
 from cryoai.training.sources import BatchSource, RealParticles
 from cryoai.training.trainer import Trainer, make_fabric
@@ -310,7 +310,7 @@ class Clock:
 
 
 def parse_overrides(words: list[str]) -> dict[str, Any]:
-    """``group.name=value`` as `cryoai.reconstruction.config.load_config` takes it."""
+    """``group.name=value`` as `cryoai.run.config.load_config` takes it."""
     pairs = (word.partition("=") for word in words)
     return {name: yaml.safe_load(value) for name, _, value in pairs}
 

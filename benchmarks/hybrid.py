@@ -17,11 +17,11 @@ import numpy as np
 import torch
 
 import cryoai
+from cryoai.amortized.encoder_file import TrainedEncoder, read_encoder
+from cryoai.amortized.posing import EncoderInference
 from cryoai.metrics.alignment import MapAlignment, align_maps
 from cryoai.metrics.pose_error import compute_pose_errors, mirror_rotation
 from cryoai.particles.dataset import ParticleData
-from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
 from cryoai.types import ParticleSet, Pose
 
 _RIGHT_DEGREES = 15.0

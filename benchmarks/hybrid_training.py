@@ -24,18 +24,18 @@ from harness import Results, TestSet, add_options, load, measure_map, parse, par
 from hybrid import recall
 
 from cryoai import read_particles
-from cryoai.physics.slicing import map_from_volume
-from cryoai.reconstruction.ab_initio import (
+from cryoai.ab_initio.starts import (
     bootstrap_from_dict,
     bootstrap_settings,
     bootstrap_to_dict,
     run_start,
     split_for_bootstrap,
 )
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig, load_config
-from cryoai.reconstruction.hybrid import train_on_map
-from cryoai.reconstruction.progress import Advance, Progress
+from cryoai.amortized.on_a_map import train_on_map
+from cryoai.physics.slicing import map_from_volume
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig, load_config
+from cryoai.run.progress import Advance, Progress
 
 
 class _EndsOfSteps(Progress):

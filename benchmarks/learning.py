@@ -12,9 +12,9 @@ import torch
 from harness import Clock, TestSet, describe_encoder, make_trainer, measure
 
 from cryoai import Map, write_map
+from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.physics.slicing import FourierVolume
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
+from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError
 
 _RECENT = 50

@@ -34,7 +34,7 @@ from harness import (
 from learning import Learner, Watch
 
 from cryoai.poses.pose_encoder import HeadKind
-from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.volumes import VolumeKind
 
 SMALL = REPOSITORY / "configs" / "paper-small.yaml"

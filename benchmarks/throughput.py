@@ -35,12 +35,12 @@ from harness import (
     simulate,
 )
 
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.from_scratch import make_encoder
+from cryoai.amortized.posing import EncoderInference
 from cryoai.geometry.fourier import full_radius
 from cryoai.poses.encoder_input import make_encoder_images
-from cryoai.reconstruction.amortize import make_encoder
-from cryoai.reconstruction.config import ReconstructConfig, load_config
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
+from cryoai.run.config import ReconstructConfig, load_config
 
 PAPER = REPOSITORY / "configs" / "paper.yaml"
 PAPER_BATCH = 64

@@ -14,10 +14,10 @@ if TYPE_CHECKING:
     from cryoai.metrics.evaluation import evaluate_reconstruction
     from cryoai.particles.phantom import make_phantom
     from cryoai.particles.simulate import SimulationSettings, Simulator
-    from cryoai.reconstruction.config import ReconstructConfig
     from cryoai.reconstruction.infer import InferredPoses, infer
     from cryoai.reconstruction.pipeline import reconstruct
     from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.run.config import ReconstructConfig
     from cryoai.types import CtfParameters, Map, ParticleSet, Pose
 
 _HOME = {
@@ -28,7 +28,7 @@ _HOME = {
     "Map": "cryoai.types",
     "ParticleSet": "cryoai.types",
     "Pose": "cryoai.types",
-    "ReconstructConfig": "cryoai.reconstruction.config",
+    "ReconstructConfig": "cryoai.run.config",
     "ReconstructionResult": "cryoai.reconstruction.result",
     "SimulationSettings": "cryoai.particles.simulate",
     "Simulator": "cryoai.particles.simulate",

@@ -12,7 +12,7 @@ from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
-from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, RefineConfig
+from cryoai.run.config import BootstrapConfig, ReconstructConfig, RefineConfig
 
 
 @pytest.fixture(scope="session")

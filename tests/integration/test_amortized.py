@@ -25,6 +25,8 @@ from cryoai import (
     read_particles,
     reconstruct,
 )
+from cryoai.amortized.encoder_file import TrainedEncoder, read_encoder, write_encoder
+from cryoai.amortized.on_a_map import uses_encoder
 from cryoai.cli import main
 from cryoai.geometry.fourier import resample
 from cryoai.geometry.rotations import random_rotations, rotation_angle
@@ -36,13 +38,11 @@ from cryoai.particles.write_simulation import write_simulation
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
-from cryoai.reconstruction.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder, write_encoder
-from cryoai.reconstruction.hybrid import uses_encoder
 from cryoai.reconstruction.infer import InferredPoses
-from cryoai.reconstruction.progress import Advance, Progress
 from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.report import write_report
+from cryoai.run.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
+from cryoai.run.progress import Advance, Progress
 
 OUTPUTS = (
     "map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "metrics.jsonl", "config.yaml",
@@ -81,7 +81,7 @@ class Listening(Progress):
 def no_near_symmetries() -> Iterator[None]:
     """Looking for the map's near-symmetries takes longer than all else here, and has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.reconstruction.refinement_loop.find_near_symmetries", lambda density: [])
+        patch.setattr("cryoai.refinement.rounds.find_near_symmetries", lambda density: [])
         yield
 
 

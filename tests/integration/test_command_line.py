@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from cryoai.cli import main
-from cryoai.reconstruction.config import ReconstructConfig, load_config
+from cryoai.run.config import ReconstructConfig, load_config
 
 COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "evaluate")
 

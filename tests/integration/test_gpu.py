@@ -29,8 +29,8 @@ from cryoai.physics.noise import make_shell_noise
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import refine_poses, score_hypotheses
 from cryoai.poses.search import make_search_grid, make_translation_grid, search_poses, search_translations
-from cryoai.reconstruction.config import AmortizeConfig, EncoderConfig, HybridConfig, RefineConfig
-from cryoai.reconstruction.progress import Progress
+from cryoai.run.config import AmortizeConfig, EncoderConfig, HybridConfig, RefineConfig
+from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.volumes import VolumeKind, make_volume
 

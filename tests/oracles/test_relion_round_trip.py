@@ -15,8 +15,8 @@ from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
-from cryoai.reconstruction.config import BootstrapConfig, RefineConfig
 from cryoai.reconstruction.result import ReconstructionResult
+from cryoai.run.config import BootstrapConfig, RefineConfig
 
 pytestmark = pytest.mark.skipif(
     shutil.which("relion_reconstruct") is None, reason="RELION is not installed (Debian: apt-get install relion)"

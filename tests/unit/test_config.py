@@ -12,7 +12,7 @@ from cryoai import InputError, ReconstructConfig
 from cryoai.poses.encoder import PAPER_ENCODER, EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
 from cryoai.reconstruction.checks import check_method
-from cryoai.reconstruction.config import load_config
+from cryoai.run.config import load_config
 from cryoai.training.settings import TrainingSettings
 from cryoai.volumes import make_volume
 

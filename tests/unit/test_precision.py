@@ -7,14 +7,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from cryoai import precision
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.posing import EncoderInference
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import volume_from_map
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
 from cryoai.poses.search import make_search_grid, search_poses
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import EncoderInference
 from cryoai.tensors import ParticleBatch
 from cryoai.training.trainer import make_fabric
 

@@ -12,9 +12,9 @@ from cryoai.geometry.fourier import radial_distance
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
 from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.phantom import make_phantom
-from cryoai.reconstruction.confidence import doubtful_rows, estimate_confidence, fit_quality
-from cryoai.reconstruction.global_search import _distinct
-from cryoai.reconstruction.masks import make_solvent_mask, make_sphere_mask
+from cryoai.refinement.confidence import doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.global_search import _distinct
+from cryoai.refinement.masks import make_solvent_mask, make_sphere_mask
 from cryoai.tensors import PoseHypotheses
 
 

@@ -8,22 +8,22 @@ import pytest
 import torch
 from PIL import Image
 
+from cryoai.ab_initio.bootstrap import BootstrapResult
+from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import fft3, ifft3
 from cryoai.metrics.fsc import make_soft_sphere, phase_randomised_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import FourierVolume, make_accumulator
-from cryoai.reconstruction.ab_initio import AbInitioResult
-from cryoai.reconstruction.bootstrap import BootstrapResult
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.halfmaps import HalfMaps
-from cryoai.reconstruction.refine import RefinementState
-from cryoai.reconstruction.refinement_loop import RoundSummary
 from cryoai.reconstruction.result import ReconstructionResult
+from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.poses import RefinementState
+from cryoai.refinement.rounds import RoundSummary
 from cryoai.report import write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
 from cryoai.report.html import duration, starts_verdict
 from cryoai.report.picture import render_map
 from cryoai.report.surface import choose_level, make_surfaces
+from cryoai.run.config import ReconstructConfig
 from cryoai.types import ParticleSet, SourceTable
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from cryoai import InputError, SimulationSettings, make_phantom, read_particles
+from cryoai.amortized.encoder_file import TrainedEncoder, read_encoder, write_encoder
 from cryoai.geometry.fourier import (
     FourierDisk,
     disk_to_images,
@@ -35,7 +36,6 @@ from cryoai.physics.slicing import FourierVolume, slice_volume, volume_from_map
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
-from cryoai.reconstruction.encoder_file import TrainedEncoder, read_encoder, write_encoder
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
 from cryoai.training.model import AmortizedModel, StepInput

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 
-from cryoai.reconstruction.progress import Advance, Progress
+from cryoai.run.progress import Advance, Progress
 
 # Without a terminal, a step that takes longer than this says how far it is, this often.
 _SECONDS_BETWEEN_LINES = 30.0

@@ -83,8 +83,8 @@ def reconstruct(
         Say nothing but errors.
     """
     from cryoai.cli.progress import make_progress
-    from cryoai.reconstruction.config import load_config
     from cryoai.reconstruction.pipeline import reconstruct as run
+    from cryoai.run.config import load_config
 
     given = {
         "method": method, "known_poses": known_poses, "box_size": box_size, "pixel_size": pixel_size,

@@ -1,1 +1,1 @@
-"""From particles to a map: bootstrap, refinement, masks, checkpoints and the pipeline."""
+"""The whole run: the pipeline as a list of its steps, inference, reading, checks, the result and its files."""

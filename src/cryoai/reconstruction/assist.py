@@ -6,13 +6,13 @@ import os
 import tempfile
 from pathlib import Path
 
+from cryoai.amortized.from_scratch import train_from_scratch
 from cryoai.errors import InputError
-from cryoai.reconstruction.amortize import train_from_scratch
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.reading import read_training_data
 from cryoai.reconstruction.run_folder import fingerprint
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 from cryoai.types import ParticleSet
 
 

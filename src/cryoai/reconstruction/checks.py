@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cryoai.errors import InputError
-from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.run.config import ReconstructConfig
 from cryoai.types import ParticleSet
 
 FEWEST_PARTICLES = 50

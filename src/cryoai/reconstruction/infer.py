@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.amortized.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
+from cryoai.amortized.posing import EncoderInference, best_of_encoder
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
 from cryoai.io import read_map, read_particles, write_particles_star
@@ -21,14 +23,12 @@ from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.checks import check_method, check_particles, choose_device
-from cryoai.reconstruction.confidence import FitScale, doubtful_rows, estimate_confidence, fit_quality
-from cryoai.reconstruction.config import BootstrapConfig, ReconstructConfig, RefineConfig, load_config
-from cryoai.reconstruction.encoder_file import ENCODER_FILE, TrainedEncoder, read_encoder
-from cryoai.reconstruction.encoder_posing import EncoderInference, best_of_encoder
-from cryoai.reconstruction.global_search import GlobalSearch, search_batch
 from cryoai.reconstruction.output import finite_for_star
-from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import CHUNK, OnChunk, fit_gain
+from cryoai.refinement.confidence import FitScale, doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.global_search import GlobalSearch, search_batch
+from cryoai.refinement.poses import CHUNK, OnChunk, fit_gain
+from cryoai.run.config import BootstrapConfig, ReconstructConfig, RefineConfig, load_config
+from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 from cryoai.types import ParticleSet, Pose
 

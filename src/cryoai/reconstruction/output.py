@@ -12,8 +12,8 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Float
 
+from cryoai.amortized.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.io import write_map, write_particles_star, write_text_atomic
-from cryoai.reconstruction.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.types import Map, Pose
 
 if TYPE_CHECKING:

@@ -10,13 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cryoai.errors import InputError
-from cryoai.geometry.fourier import full_radius
-from cryoai.io import read_particles
-from cryoai.metrics.fsc import phase_randomised_fsc
-from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
-from cryoai.reconstruction.ab_initio import (
+from cryoai.ab_initio.starts import (
     AGREEMENT_THRESHOLD,
     AbInitioResult,
     bootstrap_from_dict,
@@ -27,24 +21,29 @@ from cryoai.reconstruction.ab_initio import (
     run_start,
     split_for_bootstrap,
 )
-from cryoai.reconstruction.amortize import AmortizedResult, train_from_scratch
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
+from cryoai.amortized.on_a_map import train_on_map, uses_encoder
+from cryoai.amortized.posing import fit_to_run, pose_all
+from cryoai.errors import InputError
+from cryoai.geometry.fourier import full_radius
+from cryoai.io import read_particles
+from cryoai.metrics.fsc import phase_randomised_fsc
+from cryoai.particles.dataset import ParticleData
+from cryoai.physics.noise import estimate_shell_power
 from cryoai.reconstruction.assist import assist, check_processes, process_rank
-from cryoai.reconstruction.checkpoint import Checkpoint
 from cryoai.reconstruction.checks import FEWEST_PARTICLES, check_method, check_particles
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.encoder_posing import fit_to_run, pose_all
-from cryoai.reconstruction.hybrid import train_on_map, uses_encoder
 from cryoai.reconstruction.output import write_outputs
-from cryoai.reconstruction.progress import Progress
 from cryoai.reconstruction.reading import read_data, read_training_data, trains_on_subset
-from cryoai.reconstruction.refine import (
+from cryoai.reconstruction.result import ReconstructionResult, mirror_result
+from cryoai.reconstruction.run_folder import prepare_folder
+from cryoai.refinement.poses import (
     RefinementState,
     reconstruct_halves,
     start_refinement,
     update_noise,
 )
-from cryoai.reconstruction.refinement_loop import (
+from cryoai.refinement.rounds import (
     RoundSummary,
     assign_all,
     finish,
@@ -53,8 +52,9 @@ from cryoai.reconstruction.refinement_loop import (
     state_from_dict,
     state_to_dict,
 )
-from cryoai.reconstruction.result import ReconstructionResult, mirror_result
-from cryoai.reconstruction.run_folder import prepare_folder
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.reconstruction.checks import choose_device, working_box
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.progress import Progress
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 from cryoai.types import ParticleSet
 
 

@@ -9,14 +9,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from cryoai.ab_initio.starts import AbInitioResult
+from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.metrics.alignment import MIRROR, mirror_volume
 from cryoai.metrics.fsc import CorrectedFsc
-from cryoai.reconstruction.ab_initio import AbInitioResult
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.halfmaps import HalfMaps
-from cryoai.reconstruction.refine import RefinementState
-from cryoai.reconstruction.refinement_loop import RoundSummary
+from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.poses import RefinementState
+from cryoai.refinement.rounds import RoundSummary
+from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
 

@@ -13,9 +13,9 @@ import yaml
 
 from cryoai.errors import InputError
 from cryoai.io import write_text_atomic
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig
 from cryoai.reconstruction.output import OUTPUTS
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig
 from cryoai.types import ParticleSet
 
 # Options that change how a run is done or written, but not what it finds.

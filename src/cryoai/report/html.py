@@ -17,7 +17,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cryoai.reconstruction.ab_initio import AGREEMENT_THRESHOLD, AbInitioResult
+from cryoai.ab_initio.starts import AGREEMENT_THRESHOLD, AbInitioResult
 from cryoai.report.figures import (
     make_fsc_figure,
     make_histogram,

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.encoder import fold_batch_norm
@@ -16,11 +17,10 @@ from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
 from cryoai.precision import product_dtype
-from cryoai.reconstruction.confidence import fit_quality, measure_fit_scale
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.global_search import refine_in_stages
-from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import CHUNK, RefinementState, fit_gain
+from cryoai.refinement.confidence import fit_quality, measure_fit_scale
+from cryoai.refinement.global_search import refine_in_stages
+from cryoai.refinement.poses import CHUNK, RefinementState, fit_gain
+from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 _IMAGES_AT_ONCE = 512

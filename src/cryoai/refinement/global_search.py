@@ -16,7 +16,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
 from cryoai.poses.search import SearchGrid, search_poses
-from cryoai.reconstruction.refine import CHUNK, OnChunk, RefinementState
+from cryoai.refinement.poses import CHUNK, OnChunk, RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 # Two refined hypotheses closer than this are the same pose.

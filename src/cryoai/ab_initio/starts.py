@@ -8,14 +8,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from cryoai.ab_initio.bootstrap import BootstrapResult, BootstrapSettings, run_bootstrap
 from cryoai.geometry.fourier import full_radius, resample
 from cryoai.metrics.alignment import align_maps
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, map_from_volume
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.reconstruction.bootstrap import BootstrapResult, BootstrapSettings, run_bootstrap
-from cryoai.reconstruction.config import ReconstructConfig
+from cryoai.run.config import ReconstructConfig
 from cryoai.tensors import ParticleBatch
 
 # Images that no start sees, to judge them all by.

@@ -21,7 +21,7 @@ from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import pose_standard_deviations, refine_poses
-from cryoai.reconstruction.halfmaps import HalfMaps, make_half_maps
+from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.tensors import ParticleBatch
 
 CHUNK = 1000

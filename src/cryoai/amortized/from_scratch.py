@@ -8,16 +8,16 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.progress import Progress
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 from cryoai.training.model import AmortizedModel
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.bootstrap import shell_mean
 from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.physics.slicing import (
     FourierVolume,
@@ -18,8 +19,7 @@ from cryoai.physics.slicing import (
     gridding_correction,
     volume_from_map,
 )
-from cryoai.reconstruction.bootstrap import shell_mean
-from cryoai.reconstruction.masks import make_solvent_mask, make_sphere_mask
+from cryoai.refinement.masks import make_solvent_mask, make_sphere_mask
 
 # An FSC of 1 would mean no noise at all; the cap keeps the signal-to-noise ratio finite.
 _LARGEST_FSC = 0.9999

@@ -10,6 +10,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.bootstrap import BootstrapResult
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.from_scratch import describe_step, make_encoder
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
@@ -18,12 +21,9 @@ from cryoai.poses.search import (
     search_poses,
     translation_step,
 )
-from cryoai.reconstruction.amortize import describe_step, make_encoder
-from cryoai.reconstruction.bootstrap import BootstrapResult
-from cryoai.reconstruction.checkpoint import Checkpoint
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.encoder_file import TrainedEncoder
-from cryoai.reconstruction.progress import Progress
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel
 from cryoai.training.settings import TrainingSettings

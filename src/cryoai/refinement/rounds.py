@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import full_radius, largest_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment, apply_alignment
@@ -18,13 +19,10 @@ from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
-from cryoai.reconstruction.ab_initio import AbInitioResult
-from cryoai.reconstruction.confidence import doubtful_rows, estimate_confidence, fit_quality
-from cryoai.reconstruction.config import ReconstructConfig
-from cryoai.reconstruction.global_search import GlobalSearch, search_globally
-from cryoai.reconstruction.halfmaps import HalfMaps
-from cryoai.reconstruction.progress import Progress
-from cryoai.reconstruction.refine import (
+from cryoai.refinement.confidence import doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.global_search import GlobalSearch, search_globally
+from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.poses import (
     RefinementState,
     reconstruct_halves,
     refine_locally,
@@ -32,6 +30,8 @@ from cryoai.reconstruction.refine import (
     try_mates,
     update_noise,
 )
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
 
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2

@@ -1,0 +1,1 @@
+"""A low-resolution map from nothing: one start by expectation-maximisation, and several of them compared."""

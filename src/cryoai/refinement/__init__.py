@@ -1,0 +1,1 @@
+"""Gold-standard refinement: half-maps, masks, poses, global search, confidence, and the rounds that join them."""

@@ -1,0 +1,1 @@
+"""What every stage of a run is given: options, checkpoints, and somebody to tell how far it is."""
