@@ -205,7 +205,7 @@ def test_halves_that_never_meet_in_a_chunk(tiny: Path, tmp_path: Path, monkeypat
     mixed = dataclasses.replace(particles, random_subset=np.tile([1, 2], 100))
     order = np.argsort(mixed.random_subset, kind="stable")
     whole = reconstruct(mixed, tmp_path / "mixed", ReconstructConfig(known_poses=True))
-    monkeypatch.setattr("cryoai.refinement.poses.CHUNK", 50)
+    monkeypatch.setattr("cryoai.refinement.map_particles.particles_at_once", lambda data: 50)
     chunked = reconstruct(mixed.select(order), tmp_path / "sorted", ReconstructConfig(known_poses=True))
     np.testing.assert_allclose(chunked.density, whole.density, atol=1e-3 * np.abs(whole.density).max())
 

@@ -11,7 +11,6 @@ import yaml
 from cryoai import InputError, ReconstructConfig
 from cryoai.poses.encoder import PAPER_ENCODER, EncoderSettings
 from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
-from cryoai.reconstruction.checks import check_method
 from cryoai.run.config import load_config
 from cryoai.training.settings import TrainingSettings
 from cryoai.volumes import make_volume
@@ -32,7 +31,6 @@ def test_there_are_shipped_configurations() -> None:
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.name)
 def test_every_shipped_configuration_can_be_run(path: Path) -> None:
     config = load_config(path, {})
-    check_method(config)
     assert config.box_size is not None
     hypotheses = config.encoder.hypotheses or 1
     settings = PoseEncoderSettings(500.0, config.encoder.head, hypotheses, encoder_settings(config))
@@ -142,7 +140,7 @@ def test_every_setting_of_the_training_can_be_configured() -> None:
 )
 def test_options_that_exclude_each_other_are_refused(options: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
-        check_method(load_config(None, options))
+        load_config(None, options)
 
 
 @pytest.mark.parametrize(
@@ -156,4 +154,4 @@ def test_options_that_exclude_each_other_are_refused(options: dict, message: str
     ],
 )
 def test_options_that_go_together_are_not_refused(options: dict) -> None:
-    check_method(load_config(None, options))
+    load_config(None, options)

@@ -12,7 +12,14 @@ from cryoai.geometry.fourier import radial_distance
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
 from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.phantom import make_phantom
-from cryoai.refinement.confidence import doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.confidence import (
+    FitScale,
+    doubtful_rows,
+    estimate_confidence,
+    fit_quality,
+    measure_fit_scale,
+    noise_quality,
+)
 from cryoai.refinement.global_search import _distinct
 from cryoai.refinement.masks import make_solvent_mask, make_sphere_mask
 from cryoai.tensors import PoseHypotheses
@@ -36,18 +43,56 @@ def test_solvent_mask_holds_the_particle_and_little_else(noise: float) -> None:
     assert float(mask[radial_distance(48, 3) > 22].max()) < 0.01
 
 
+EXPECTED = 150.0
+"""The gain of an image at -10 dB in a box of 64 px, nats."""
+
+
+def confidence_of(*populations: np.ndarray, expected: float = EXPECTED) -> list[np.ndarray]:
+    quality = torch.from_numpy(np.concatenate(populations)).float()
+    confidence = estimate_confidence(quality, torch.full((len(quality),), expected)).numpy()
+    assert np.all(np.diff(confidence[np.argsort(quality.numpy())]) >= 0)
+    return np.split(confidence, np.cumsum([len(p) for p in populations])[:-1])
+
+
 def test_confidence_tells_two_populations_apart() -> None:
     rng = np.random.default_rng(0)
-    right, wrong = rng.normal(0.3, 1.1, 950), rng.normal(-7, 2, 50)
-    confidence = estimate_confidence(torch.from_numpy(np.concatenate((right, wrong))).float()).numpy()
-    assert (confidence[:950] > 0.5).mean() > 0.99
-    assert (confidence[950:] < 0.5).mean() > 0.95
-    assert np.all(np.diff(confidence[np.argsort(np.concatenate((right, wrong)))]) >= 0)
+    right, wrong = confidence_of(rng.normal(0.3, 1.1, 950), rng.normal(-7, 2, 50))
+    assert (right > 0.5).mean() > 0.99
+    assert (wrong < 0.5).mean() > 0.95
+
+
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.9])
+def test_images_of_nothing_are_not_believed_however_many_they_are(share: float) -> None:
+    rng = np.random.default_rng(1)
+    count = int(2000 * share)
+    level = float(noise_quality(torch.tensor([EXPECTED])))
+    right, nothing = confidence_of(rng.normal(-0.5, 1.2, 2000 - count), rng.normal(level, 1.0, count))
+    assert (right > 0.5).mean() > 0.97
+    assert (nothing < 0.5).mean() > 0.99
+
+
+def test_a_set_in_which_nothing_fits_is_not_believed() -> None:
+    rng = np.random.default_rng(2)
+    (nothing,) = confidence_of(rng.normal(float(noise_quality(torch.tensor([EXPECTED]))), 1.0, 1000))
+    assert (nothing < 0.5).mean() > 0.99
+
+
+def test_a_fit_that_noise_would_reach_says_nothing() -> None:
+    """With a gain of some 12 nats the best of many poses fits an image of nothing as well as the right one."""
+    (any_image,) = confidence_of(np.random.default_rng(3).normal(0.0, 1.0, 1000), expected=12.0)
+    assert (any_image <= 0.5).all()
+
+
+def test_the_scale_of_a_good_fit_is_that_of_the_good_ones() -> None:
+    rng = np.random.default_rng(4)
+    quality = torch.from_numpy(np.concatenate((rng.normal(-0.4, 1.3, 800), rng.normal(-13, 1, 1200)))).float()
+    scale = measure_fit_scale(quality, torch.full((2000,), EXPECTED))
+    assert abs(scale.centre + 0.4) < 0.15 and abs(scale.spread - 1.3) < 0.15
 
 
 def test_one_population_is_believed() -> None:
-    quality = torch.randn(2000, generator=torch.Generator().manual_seed(3))
-    assert (estimate_confidence(quality) > 0.5).float().mean() > 0.99
+    (right,) = confidence_of(np.random.default_rng(5).normal(0, 1, 2000))
+    assert (right > 0.5).mean() > 0.99
 
 
 def test_fit_quality_is_standard_normal_at_the_right_pose() -> None:
@@ -60,8 +105,8 @@ def test_fit_quality_is_standard_normal_at_the_right_pose() -> None:
 def test_doubtful_rows_are_the_worst_and_bounded() -> None:
     quality = torch.cat((torch.linspace(-1, 1, 90), torch.full((10,), -8.0)))
     used = np.arange(100) * 2
-    assert doubtful_rows(used, quality, 3.0).tolist() == list(range(180, 200, 2))
-    assert len(doubtful_rows(used, -(torch.arange(100.0) ** 3), 0.0)) <= 30
+    assert doubtful_rows(used, quality, 3.0, FitScale(0.0, 0.7)).tolist() == list(range(180, 200, 2))
+    assert len(doubtful_rows(used, -(torch.arange(100.0) ** 3), 0.0, FitScale())) <= 30
 
 
 def test_near_symmetry_of_a_threefold_with_one_odd_arm() -> None:

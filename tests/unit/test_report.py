@@ -16,8 +16,8 @@ from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import FourierVolume, make_accumulator
 from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.refinement.halfmaps import HalfMaps
-from cryoai.refinement.poses import RefinementState
 from cryoai.refinement.rounds import RoundSummary
+from cryoai.refinement.state import RefinementState
 from cryoai.report import write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
 from cryoai.report.html import duration, starts_verdict
@@ -76,7 +76,7 @@ def fake_result(folder, n=300, box=32, voxel_size=4.0, noise=1.0):
     return ReconstructionResult(
         folder, ReconstructConfig(), particles, state,
         HalfMaps((sums, sums), (half1, half2), mask, fsc.masked, 15.0),
-        density, voxel_size, fsc, AbInitioResult(best, (10.0, 9.5, 3.25), (1.0, 0.91, 0.3)), rounds,
+        density, voxel_size, fsc, AbInitioResult(best, 1, (10.0, 9.5, 3.25), (1.0, 0.91, 0.3)), 10.0, rounds,
         ("3 of 300 images are <constant>",), {"reading": 2.0, "bootstrap": 25.0, "refinement": 70.5},
     )  # fmt: skip
 

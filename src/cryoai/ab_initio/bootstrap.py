@@ -19,47 +19,19 @@ from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, grid_radius
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
+from cryoai.run.config import BootstrapConfig
 from cryoai.tensors import ParticleBatch
 
 # Low resolution needs no padding: the particle fills about half the box, so its transform is smooth on this grid.
 BOOTSTRAP_PADDING = 1
 # Of each image's hypotheses, those below this weight are not worth inserting.
 _NEGLIGIBLE_WEIGHT = 1e-3
+# Images that the first noise spectrum is measured on, and mini-batches of random poses that make the first map.
+_FOR_SPECTRUM, _FIRST_BATCHES = 2000, 4
+# Low resolution needs fewer rotations: their spacing may grow as the radius falls, down to this share of them.
+_FEWEST_ROTATIONS = 0.25
 # The power a map may have beyond what the data support, as a share of the mean weight per shell.
 _RIDGE = 0.1
-
-
-@dataclass(frozen=True)
-class BootstrapSettings:
-    """How a bootstrap runs; the defaults are for boxes in which the particle fills about half.
-
-    Attributes
-    ----------
-    steps, batch_size
-        Mini-batches, and images in each.
-    rotations
-        Points of the SO(3) grid.
-    first_radius, last_radius
-        Shells; the radius marches linearly over ``march`` of the steps.
-    march
-        Share of the steps after which the radius is the last one.
-    max_shift
-        Å, the largest translation tried.
-    keep
-        Poses inserted per image.
-    learning_rate
-        Share of a new mini-batch in the decaying sums.
-    """
-
-    steps: int = 60
-    batch_size: int = 500
-    rotations: int = 4608
-    first_radius: float = 4
-    last_radius: float = 10
-    march: float = 0.7
-    max_shift: float = 50.0
-    keep: int = 16
-    learning_rate: float = 0.3
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,7 +58,7 @@ class BootstrapResult:
 
 def run_bootstrap(
     batch: ParticleBatch,
-    settings: BootstrapSettings,
+    settings: BootstrapConfig,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
     device: torch.device | str = "cpu",
@@ -98,7 +70,7 @@ def run_bootstrap(
     batch
         The images, whitened or not; their disk must reach ``last_radius``.
     settings
-        The schedule.
+        The schedule, with radii that exist in this box.
     seed
         Of everything random.
     on_step
@@ -108,9 +80,11 @@ def run_bootstrap(
     """
     generator = torch.Generator().manual_seed(seed)
     batch = batch.prefix(settings.last_radius)
-    noise_power = estimate_shell_power(batch.images[:2000], batch.disk).clamp(min=1e-12)
+    noise_power = estimate_shell_power(batch.images[:_FOR_SPECTRUM], batch.disk).clamp(min=1e-12)
     order = torch.randperm(len(batch), generator=generator)
-    total = _insert_random_poses(batch[order[: 4 * settings.batch_size]], noise_power, generator, device)
+    total = _insert_random_poses(
+        batch[order[: _FIRST_BATCHES * settings.batch_size]], noise_power, generator, device
+    )
     next_image = 0
     for step in range(settings.steps):
         if next_image + settings.batch_size > len(batch):
@@ -160,13 +134,16 @@ def _step(
     volume: FourierVolume,
     noise_power: Tensor,
     radius: float,
-    settings: BootstrapSettings,
+    settings: BootstrapConfig,
     generator: torch.Generator,
 ) -> tuple[VolumeAccumulator, Tensor]:
     """Search a mini-batch, insert its posterior, and update the noise inside the radius."""
     inside = batch.prefix(radius)
     grid = make_search_grid(
-        _rotations_at(radius, settings), settings.max_shift, translation_step(radius, batch.box_length), generator
+        _rotations_at(radius, settings),
+        settings.max_shift_box_lengths * batch.box_length,
+        translation_step(radius, batch.box_length),
+        generator,
     )
     found = search_poses(inside, volume, noise_power, grid, settings.keep)
     weight = found.posterior()
@@ -174,24 +151,20 @@ def _step(
     image_of = torch.arange(len(batch))[:, None].expand_as(weight)[kept]
     inserter = _make_inserter(batch, volume.device)
     inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
-    return inserter.result(), _update_noise(
-        inside, volume, noise_power, found.rotation[:, 0], found.translation[:, 0]
-    )
+    measured = _residual_power(inside, volume, found.rotation[:, 0], found.translation[:, 0])
+    noise_power, shells = noise_power.clone(), slice(1, len(measured))
+    noise_power[shells] += settings.learning_rate * (measured[shells] - noise_power[shells])
+    return inserter.result(), noise_power
 
 
-def _rotations_at(radius: float, settings: BootstrapSettings) -> int:
-    """Low resolution needs fewer rotations: their spacing may grow as the radius falls, down to a quarter."""
+def _rotations_at(radius: float, settings: BootstrapConfig) -> int:
     share = (radius / settings.last_radius) ** 3
-    return int(settings.rotations * max(share, 0.25))
+    return int(settings.rotations * max(share, _FEWEST_ROTATIONS))
 
 
-def _update_noise(
-    batch: ParticleBatch, volume: FourierVolume, noise_power: Tensor, rotation: Tensor, translation: Tensor
-) -> Tensor:
+def _residual_power(
+    batch: ParticleBatch, volume: FourierVolume, rotation: Tensor, translation: Tensor
+) -> Float[Tensor, " shells"]:
     model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
     model = model * compute_shift(translation, batch.disk, batch.pixel_size)
-    measured = estimate_shell_power(batch.images - model, batch.disk)
-    updated = noise_power.clone()
-    shells = slice(1, len(measured))
-    updated[shells] = 0.7 * noise_power[shells] + 0.3 * measured[shells]
-    return updated
+    return estimate_shell_power(batch.images - model, batch.disk)

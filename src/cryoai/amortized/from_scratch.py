@@ -44,12 +44,21 @@ class AmortizedResult:
         One record per step.
     skipped
         Batches without a finite loss.
+    radius
+        Shells of the volume that were trained.
     """
 
     trained: TrainedEncoder
     volume: FourierVolume
     history: tuple[StepRecord, ...]
     skipped: int
+    radius: float
+
+    @property
+    def shared_shells(self) -> float:
+        """Shells that encoder and volume have seen of all particles, whatever half they will be in."""
+        box = self.trained.encoder.settings.encoder.box_size
+        return max(self.radius, min(self.trained.radius, full_radius(box)))
 
 
 def make_encoder(config: ReconstructConfig, data: ParticleData) -> PoseEncoder:
@@ -97,7 +106,7 @@ def train_from_scratch(
     trainer = Trainer(model, source, settings, seed=config.seed, image_power=image_power, fabric=fabric)
     # The first process prepares the folder that all of them read.
     fabric.barrier()
-    saved = checkpoint.load("training")
+    saved = checkpoint.load("training", {})
     if saved is not None:
         trainer.load_state(saved)
     with progress.step("Training encoder and volume", settings.steps) as done:
@@ -105,7 +114,7 @@ def train_from_scratch(
             until = min(settings.steps, trainer.step + options.save_every)
             trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
             if fabric.is_global_zero:
-                checkpoint.save("training", trainer.state())
+                checkpoint.save("training", {}, trainer.state())
     return _result(model, volume, trainer, data, config, image_power)
 
 
@@ -144,7 +153,7 @@ def _result(
         model.encoder.cpu(), config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size,
         float(data.pixel_size), float(data.disk.radius[-1]), trainer.noise_power, image_power, config.encoder.keep,
     )  # fmt: skip
-    return AmortizedResult(trained, rendered, tuple(trainer.history), trainer.skipped)
+    return AmortizedResult(trained, rendered, tuple(trainer.history), trainer.skipped, trainer.settings.last_radius)
 
 
 def describe_step(record: StepRecord, batch_size: int) -> tuple[int, str]:

@@ -93,7 +93,7 @@ def train_on_map(
     settings = TrainingSettings(
         steps=options.simulated_steps + options.real_steps, batch_size=options.batch_size,
         encoder_learning_rate=options.learning_rate, first_radius=radius, last_radius=radius,
-        search_radius=radius, max_shift=config.bootstrap.max_shift * box_length, march_steps=0,
+        search_radius=radius, max_shift=config.bootstrap.max_shift_box_lengths * box_length, march_steps=0,
         sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=config.encoder.keep,
         encoder_ctf=config.encoder.ctf,
     )  # fmt: skip
@@ -115,14 +115,14 @@ def train_on_map(
         model, source, settings, seed=config.seed, image_power=image_power, map_volume=volume,
         noise_power=noise, fabric=fabric,
     )  # fmt: skip
-    saved = checkpoint.load("encoder_training")
+    saved = checkpoint.load("encoder_training", {})
     if saved is not None:
         trainer.load_state(saved)
     with progress.step("Training the encoder on the bootstrap's map", settings.steps) as done:
         while trainer.step < settings.steps:
             until = min(settings.steps, trainer.step + _SAVE_EVERY)
             trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
-            checkpoint.save("encoder_training", trainer.state())
+            checkpoint.save("encoder_training", {}, trainer.state())
     trained = TrainedEncoder(
         model.encoder.cpu(), config.encoder.ctf, False, data.disk.box_size, float(data.pixel_size), radius,
         noise, image_power, config.encoder.keep,
@@ -137,7 +137,7 @@ def _shift_sigma(
     radius = float(batch.disk.radius[-1])
     grid = make_search_grid(
         config.bootstrap.rotations,
-        config.bootstrap.max_shift * batch.box_length,
+        config.bootstrap.max_shift_box_lengths * batch.box_length,
         translation_step(radius, batch.box_length),
     )
     found = search_poses(batch, volume, noise, grid, 1)

@@ -10,16 +10,19 @@ from torch import Tensor
 
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.encoder import fold_batch_norm
 from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
 from cryoai.precision import product_dtype
-from cryoai.refinement.confidence import fit_quality, measure_fit_scale
+from cryoai.refinement.confidence import measure_fit_scale
 from cryoai.refinement.global_search import refine_in_stages
-from cryoai.refinement.poses import CHUNK, RefinementState, fit_gain
+from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.map_particles import Portion, map_particles, one_reference
+from cryoai.refinement.state import RefinementState
+from cryoai.refinement.unseen import unseen_fit
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
@@ -28,8 +31,6 @@ _IMAGES_AT_ONCE = 512
 _REFINED = 12
 # How far translations are searched around the encoder's, in steps of the lattice of a global search.
 _MOVES = 1.5
-# Particles whose fit to the final map shows what a good fit is.
-_FOR_FIT = 2000
 
 
 class EncoderInference:
@@ -110,14 +111,14 @@ def pose_all(
     """
     inference = EncoderInference(trained, data.device)
     rotation, translation = state.rotation.clone(), state.translation.clone()
-    volume = volume.to(data.device)
+
+    def pose(portion: Portion) -> None:
+        rotation[portion.rows], translation[portion.rows] = best_of_encoder(
+            portion.own_batch, inference, portion.volume, state.noise_power, radius, refine
+        )
+
     with progress.step("Posing every particle with the encoder", len(state.used)) as done:
-        count = 0
-        for rows, batch in data.batches(state.used, CHUNK):
-            best = best_of_encoder(batch, inference, volume, state.noise_power, radius, refine)
-            rotation[rows], translation[rows] = best
-            count += len(rows)
-            done(count)
+        map_particles(data, one_reference(data, volume), pose, state.used, on_chunk=done)
     return replace(state, rotation=rotation, translation=translation)
 
 
@@ -143,10 +144,7 @@ def best_of_encoder(
 
 
 def fit_to_run(
-    trained: TrainedEncoder,
-    data: ParticleData,
-    state: RefinementState,
-    density: Float[Tensor, "box box box"],
+    trained: TrainedEncoder, data: ParticleData, state: RefinementState, halves: HalfMaps
 ) -> TrainedEncoder:
     """The encoder with what `cryoai infer` compares new particles with: noise, contrast, and a good fit's scale.
 
@@ -156,16 +154,10 @@ def fit_to_run(
         As it left training.
     data, state
         The run's particles and final poses.
-    density
-        The run's final map.
+    halves
+        The run's final maps.
     """
-    volume = volume_from_map(density)
-    qualities = []
-    used = state.used
-    for rows, batch in data.batches(used[:: max(1, len(used) // _FOR_FIT)], _IMAGES_AT_ONCE):
-        gain = fit_gain(batch, volume, state.noise_power, state.rotation[rows], state.translation[rows])
-        qualities.append(fit_quality(*gain))
-    scale = measure_fit_scale(torch.cat(qualities))
+    scale = measure_fit_scale(*unseen_fit(data, state, halves))
     return replace(
         trained, noise_power=state.noise_power, contrast=int(data.judgement.contrast),
         fit_centre=scale.centre, fit_spread=scale.spread,

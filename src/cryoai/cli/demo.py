@@ -21,6 +21,7 @@ def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("
     from rich.console import Console
 
     from cryoai.cli.evaluate import evaluate
+    from cryoai.cli.options import ReconstructOptions
     from cryoai.cli.reconstruct import reconstruct
     from cryoai.cli.simulate import simulate
 
@@ -32,7 +33,7 @@ def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("
         shift_sigma=_SHIFT_SIGMA, output=simulated, overwrite=True,
     )  # fmt: skip
     console.rule("2. Reconstruct, with nothing known but the images and their CTFs")
-    reconstruct(simulated / "particles.star", output=found, seeds=2, overwrite=True)
+    reconstruct(simulated / "particles.star", output=found, options=ReconstructOptions(seeds=2), overwrite=True)
     console.rule("3. Compare with the truth")
     evaluate(
         map_=found / "map.mrc", true_map=simulated / "true_map.mrc",

@@ -58,6 +58,7 @@ def infer(
     from cryoai.cli.progress import make_progress
     from cryoai.errors import InputError
     from cryoai.reconstruction.infer import infer as run_infer
+    from cryoai.refinement.confidence import CONFIDENT
 
     if output.exists() and not overwrite:
         raise InputError("already exists", file=output, advice="replace it with --overwrite, or give another -o")
@@ -74,8 +75,9 @@ def infer(
         console.print(f"Warning: {warning}", style="yellow", markup=False)
     used = poses.confidence[poses.usable]
     rate = len(used) / max(poses.seconds, 1e-9)
+    sure = float((used > CONFIDENT).float().mean())
     console.print(
-        f"{len(used):,} particles posed, {rate:,.0f} images/s; {100 * float((used > 0.5).float().mean()):.1f} % "
-        f"with confidence above 0.5. Written to {escape(str(output))}",
+        f"{len(used):,} particles posed, {rate:,.0f} images/s; {100 * sure:.1f} % "
+        f"with confidence above {CONFIDENT}. Written to {escape(str(output))}",
         highlight=False,
     )

@@ -17,27 +17,8 @@ _SMALLEST_BOX = 16
 LARGEST_DEFAULT_BOX = 128
 
 
-def check_method(config: ReconstructConfig) -> None:
-    """Refuse options that exclude each other, and a device that is not there."""
-    if config.method != "amortized" and config.refine.max_rounds == 0 and not config.known_poses:
-        raise InputError("refine.max_rounds: 0 is for --method amortized", advice="give at least 1")
-    if config.method == "hybrid" and config.encoder.head != "so3_grid" and config.hybrid.encoder != "never":
-        raise InputError(
-            f"--method hybrid trains a so3_grid head, not {config.encoder.head}",
-            advice="use --method amortized, or leave encoder.head out",
-        )
-    if config.amortize.symmetrized and config.encoder.head == "so3_grid":
-        raise InputError(
-            "amortize.symmetrized is for the heads s2s2 and anchored: so3_grid scores all rotations",
-            advice="leave it out, or choose another encoder.head",
-        )
-    if config.amortize.mask_radius is not None and config.amortize.domain != "real":
-        raise InputError("amortize.mask_radius needs amortize.domain: real")
-    if config.encoder.box_size >> (len(config.encoder.widths) + config.encoder.final_pool) < 1:
-        raise InputError(
-            f"encoder.box_size {config.encoder.box_size} is too small for {len(config.encoder.widths)} stages",
-            advice="give fewer encoder.widths or a larger encoder.box_size",
-        )
+def check_device(config: ReconstructConfig) -> None:
+    """Refuse a device that is not there."""
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
 
@@ -80,15 +61,14 @@ def check_particles(
         )
     if config.no_ctf:
         particles = replace(particles, ctf=None)
-    needs_poses = config.known_poses or config.refine.start_from_input_poses
-    if needs_poses and particles.pose is None:
+    if config.has_poses and particles.pose is None:
         option = "--known-poses" if config.known_poses else "refine.start_from_input_poses"
         raise InputError(f"there are no poses for {option}", file=file, advice="leave that option out")
     if config.max_particles is not None and config.max_particles < len(particles):
         rows = np.linspace(0, len(particles) - 1, config.max_particles).round().astype(int)
         particles = particles.select(rows)
     _check_box(particles, config)
-    if len(particles) < fewest and not needs_poses:
+    if len(particles) < fewest and not config.has_poses:
         raise InputError(
             f"{len(particles)} particles are too few to find poses from nothing",
             file=file,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +17,23 @@ from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
 from cryoai.io import read_map, read_particles, write_particles_star
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.sampling import sample_rows
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.poses.search import make_search_grid, translation_step
-from cryoai.reconstruction.checks import check_method, check_particles, choose_device
+from cryoai.reconstruction.checks import check_device, check_particles, choose_device
 from cryoai.reconstruction.output import finite_for_star
-from cryoai.refinement.confidence import FitScale, doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.confidence import (
+    FitScale,
+    doubtful_rows,
+    estimate_confidence,
+    fit_quality,
+    measure_fit_scale,
+)
 from cryoai.refinement.global_search import GlobalSearch, search_batch
-from cryoai.refinement.poses import CHUNK, OnChunk, fit_gain
+from cryoai.refinement.map_particles import OnChunk, Portion, map_particles, one_reference
+from cryoai.refinement.poses import fit_gain
 from cryoai.run.config import BootstrapConfig, ReconstructConfig, RefineConfig, load_config
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
@@ -39,8 +46,6 @@ _SCORING_RADIUS = 12.0
 _REFINEMENT_STEPS = 4
 # Refined poses that fit so many standard deviations worse than the run's own are searched for globally.
 _DOUBTFUL = 2.0
-# Poses of that search that are refined, and how many of them to the map's full resolution.
-_SEARCHED, _SEARCHED_REFINED = 32, 8
 _FOR_POWER = 2000
 
 
@@ -124,7 +129,7 @@ def infer(
     """
     progress = progress or Progress()
     config = load_config(None, {"pixel_size": pixel_size, "no_ctf": no_ctf, "device": device})
-    check_method(config)
+    check_device(config)
     run = Path(run)
     if not run.is_dir():
         raise InputError("is not a folder", file=run, advice="give the folder of a finished cryoai reconstruct")
@@ -205,59 +210,60 @@ class _Posing:
     """
 
     def __init__(self, data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, scale: float) -> None:
-        self._data, self._trained, self._volume, self._scale = data, trained, volume, scale
+        self._data, self._trained, self._scale = data, trained, scale
+        self._reference = one_reference(data, volume)
         self._full = full_radius(data.disk.box_size)
         self._scoring_radius = min(_SCORING_RADIUS, self._full)
         count = len(data)
         self.rotation, self.translation = torch.eye(3).repeat(count, 1, 1), torch.zeros(count, 2)
         self.rotation_std, self.translation_std = torch.full((2, count), np.nan)
-        self.quality = torch.full((count,), np.nan)
+        self.quality, self.expected = torch.full((2, count), np.nan)
 
     def by_encoder(self, rows: Int[np.ndarray, " m"], refine: bool, done: OnChunk) -> None:
         """The encoder's best hypothesis, refined to the map's full resolution if asked."""
         inference = EncoderInference(self._trained, self._data.device)
         noise = self._trained.noise_power
-        for part, batch in self._batches(rows, done):
-            best = best_of_encoder(batch, inference, self._volume, noise, self._scoring_radius, refine)
-            self._settle(part, batch, *best, iterations=_REFINEMENT_STEPS if refine else 0)
+
+        def pose(portion: Portion) -> None:
+            batch = self._scaled(portion)
+            best = best_of_encoder(batch, inference, portion.volume, noise, self._scoring_radius, refine)
+            self._settle(portion, batch, *best, iterations=_REFINEMENT_STEPS if refine else 0)
+
+        map_particles(self._data, self._reference, pose, rows, on_chunk=done)
 
     def by_search(self, rows: Int[np.ndarray, " m"], done: OnChunk) -> None:
         """The best of all poses on a grid and of the current one."""
         radius, length = self._scoring_radius, self._trained.box_length
         step = translation_step(radius, length)
         # The encoder misses those that lie farther out than what it was trained on, so translations go far.
-        grid = make_search_grid(BootstrapConfig().rotations, RefineConfig().max_shift * length, step)
-        search = GlobalSearch(grid, radius, _SEARCHED, ((radius, _SEARCHED_REFINED), (self._full, 1)))
-        for part, batch in self._batches(rows, done):
-            current = self.rotation[part], self.translation[part]
-            best = search_batch(batch, self._volume, self._trained.noise_power, search, current)
-            self._settle(part, batch, *best, iterations=0)
+        settings = RefineConfig()
+        grid = make_search_grid(BootstrapConfig().rotations, settings.max_shift_box_lengths * length, step)
+        stages = ((radius, settings.search_refined), (self._full, 1))
+        search = GlobalSearch(grid, radius, settings.search_keep, stages)
 
-    def _batches(
-        self, rows: Int[np.ndarray, " m"], done: OnChunk
-    ) -> Iterator[tuple[Int[np.ndarray, " k"], ParticleBatch]]:
-        count = 0
-        for part, batch in self._data.batches(rows, CHUNK):
-            yield part, replace(batch, images=batch.images * self._scale)
-            count += len(part)
-            done(count)
+        def find(portion: Portion) -> None:
+            batch = self._scaled(portion)
+            current = self.rotation[portion.rows], self.translation[portion.rows]
+            best = search_batch(batch, portion.volume, self._trained.noise_power, search, current)
+            self._settle(portion, batch, *best, iterations=0)
+
+        map_particles(self._data, self._reference, find, rows, on_chunk=done)
+
+    def _scaled(self, portion: Portion) -> ParticleBatch:
+        batch = portion.own_batch
+        return replace(batch, images=batch.images * self._scale)
 
     def _settle(
-        self,
-        part: Int[np.ndarray, " k"],
-        batch: ParticleBatch,
-        rotation: Tensor,
-        translation: Tensor,
-        iterations: int,
+        self, portion: Portion, batch: ParticleBatch, rotation: Tensor, translation: Tensor, iterations: int
     ) -> None:
         """Keep these poses after some steps of local refinement, with their errors and how well they fit."""
-        noise = self._trained.noise_power
-        local = refine_poses(batch, self._volume, noise, rotation, translation, iterations=iterations)
-        self.rotation[part], self.translation[part] = local.rotation, local.translation
+        noise, volume, at = self._trained.noise_power, portion.volume, portion.rows
+        local = refine_poses(batch, volume, noise, rotation, translation, iterations=iterations)
+        self.rotation[at], self.translation[at] = local.rotation, local.translation
         deviations = pose_standard_deviations(local.hessian)
-        self.rotation_std[part], self.translation_std[part] = (s.float() for s in deviations)
-        gain = fit_gain(batch, self._volume, noise, local.rotation, local.translation)
-        self.quality[part] = fit_quality(*gain)
+        self.rotation_std[at], self.translation_std[at] = (s.float() for s in deviations)
+        gain, self.expected[at] = fit_gain(batch, volume, noise, local.rotation, local.translation)
+        self.quality[at] = fit_quality(gain, self.expected[at])
 
 
 def _pose(
@@ -274,13 +280,17 @@ def _pose(
     with progress.step("Posing", len(rows)) as done:
         posing.by_encoder(rows, refine, done)
     # Poses that were not refined fit worse than the run's: they can only be compared with each other.
-    good_fit = FitScale(trained.fit_centre, trained.fit_spread) if refine else None
+    good_fit = (
+        FitScale(trained.fit_centre, trained.fit_spread)
+        if refine
+        else measure_fit_scale(posing.quality[rows], posing.expected[rows])
+    )
     doubtful = doubtful_rows(rows, posing.quality[rows], _DOUBTFUL, good_fit) if refine else rows[:0]
     if len(doubtful):
         with progress.step(f"Searching {len(doubtful):,} doubtful particles", len(doubtful)) as done:
             posing.by_search(doubtful, done)
     confidence = torch.zeros(len(data))
-    confidence[rows] = estimate_confidence(posing.quality[rows], good_fit)
+    confidence[rows] = estimate_confidence(posing.quality[rows], posing.expected[rows], good_fit)
     return InferredPoses(
         posing.rotation, posing.translation, confidence, posing.rotation_std, posing.translation_std,
         data.judgement.usable, tuple(warnings), time.perf_counter() - start,
@@ -297,7 +307,7 @@ def _contrast(particles: ParticleSet, trained: TrainedEncoder, invert_contrast: 
 def _match_scale(data: ParticleData, trained: TrainedEncoder) -> tuple[float, list[str]]:
     """The factor that brings new images to the intensity of the run's, from their power spectra."""
     rows = data.usable_rows
-    batch = data.batch(rows[:: max(1, len(rows) // _FOR_POWER)][:_FOR_POWER])
+    batch = data.batch(sample_rows(rows, _FOR_POWER)[:_FOR_POWER])
     power = estimate_shell_power(batch.images, batch.disk)
     shells = min(len(power), len(trained.image_power))
     ratio = (trained.image_power[1:shells] / power[1:shells].clamp(min=1e-20)).sqrt()

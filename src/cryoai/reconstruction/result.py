@@ -13,12 +13,16 @@ from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.metrics.alignment import MIRROR, mirror_volume
 from cryoai.metrics.fsc import CorrectedFsc
+from cryoai.refinement.confidence import CONFIDENT
 from cryoai.refinement.halfmaps import HalfMaps
-from cryoai.refinement.poses import RefinementState
 from cryoai.refinement.rounds import RoundSummary
+from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
+
+# A crossing this close to two voxels is the end of the curve, not of the data.
+_NYQUIST_TOLERANCE = 1.0001
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,6 +49,8 @@ class ReconstructionResult:
         Half-map FSC, corrected for the mask.
     ab_initio
         The starts of the bootstrap; None with known poses and ``--method amortized``.
+    shared_shells
+        Shells within which both half-sets have seen the same map, so that their agreement there is no evidence.
     rounds
         What each refinement round did.
     warnings
@@ -66,6 +72,7 @@ class ReconstructionResult:
     voxel_size: float
     fsc: CorrectedFsc
     ab_initio: AbInitioResult | None
+    shared_shells: float
     rounds: tuple[RoundSummary, ...]
     warnings: tuple[str, ...]
     seconds: dict[str, float]
@@ -76,6 +83,16 @@ class ReconstructionResult:
     def resolution(self) -> float:
         """Å, where the corrected half-map FSC falls below 0.143."""
         return self.fsc.corrected.resolution_angstrom(0.143)
+
+    @property
+    def is_at_nyquist(self) -> bool:
+        """Whether the voxel size limits the resolution, and not the data."""
+        return self.resolution <= 2 * _NYQUIST_TOLERANCE * self.voxel_size
+
+    @property
+    def fraction_confident(self) -> float:
+        """Share of the particles that take part whose pose is confident."""
+        return float((self.state.confidence[self.state.used] > CONFIDENT).float().mean())
 
 
 def mirror_result(result: ReconstructionResult) -> ReconstructionResult:

@@ -6,7 +6,9 @@ import hashlib
 import json
 import shutil
 from dataclasses import fields
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import yaml
@@ -18,8 +20,10 @@ from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.types import ParticleSet
 
-# Options that change how a run is done or written, but not what it finds.
+# Options that change how a run is done or written, but not what its steps find.
 _WITHOUT_CONSEQUENCE = {"device", "cache_gib", "invert_hand"}
+# Options that take a run further: what it has done stays, and only what depends on them is done again.
+_TAKES_FURTHER = {"seeds", "refine.max_rounds"}
 
 
 def prepare_folder(
@@ -32,7 +36,7 @@ def prepare_folder(
     output
         The folder.
     particles, config
-        What the run depends on; a resumed run must have the same.
+        What the run depends on; a resumed run must have the same, but for more starts or rounds.
     resume
         Go on with what the folder holds.
     overwrite
@@ -50,8 +54,9 @@ def prepare_folder(
     _refuse_own_input(output, particles)
     record = output / "checkpoint" / "run.json"
     run = {
-        "fingerprint": fingerprint(particles, config),
-        "options": config.model_dump(mode="json", exclude=_WITHOUT_CONSEQUENCE),
+        "version": version("cryoai"),
+        "particles": fingerprint(particles, config),
+        "options": _flat(config.model_dump(mode="json", exclude=_WITHOUT_CONSEQUENCE)),
     }
     used = output.exists() and any(output.iterdir())
     if used and not (resume or overwrite):
@@ -73,7 +78,7 @@ def prepare_folder(
     write_text_atomic(record, json.dumps(run, indent=1))
     header = f"# cryoai reconstruct {particles.source.path} -o {output}\n"
     write_text_atomic(output / "config.yaml", header + yaml.safe_dump(config.model_dump(), sort_keys=False))
-    return Checkpoint(output / "checkpoint", run["fingerprint"])
+    return Checkpoint(output / "checkpoint", run["particles"])
 
 
 def _refuse_own_input(output: Path, particles: ParticleSet) -> None:
@@ -88,30 +93,47 @@ def _check_same_run(record: Path, run: dict) -> None:
         raise InputError(
             "holds files, but no run to go on with", file=record.parent.parent, advice="give another -o"
         )
+    folder = record.parent.parent
     try:
         earlier = json.loads(record.read_text())
-        options, same = earlier["options"], earlier["fingerprint"] == run["fingerprint"]
+        options, other = dict(earlier["options"]), earlier["version"]
+        same = earlier["particles"] == run["particles"]
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=record) from error
     except (ValueError, KeyError, TypeError) as error:
         raise InputError("is damaged", file=record, advice="start again with --overwrite") from error
-    changed = [name for name, value in run["options"].items() if options.get(name) != value]
+    if other != run["version"]:
+        raise InputError(
+            f"the run there was made by cryoai {other}, this is {run['version']}",
+            file=folder,
+            advice="finish it with that version, or start again with --overwrite",
+        )
+    changed = {name for name, value in run["options"].items() if options.get(name) != value} - _TAKES_FURTHER
     if changed:
         raise InputError(
-            f"the run there was made with other options ({', '.join(changed)})",
-            file=record.parent.parent,
+            f"the run there was made with other options ({', '.join(sorted(changed))})",
+            file=folder,
             advice="give those of its config.yaml, or start again with --overwrite",
         )
     if not same:
         raise InputError(
             "the run there was made from other particles, or their files have changed since",
-            file=record.parent.parent,
+            file=folder,
             advice="start again with --overwrite",
         )
 
 
+def _flat(options: dict[str, Any]) -> dict[str, Any]:
+    """Options of the groups under ``group.name``."""
+    flat: dict[str, Any] = {}
+    for name, value in options.items():
+        flat.update({f"{name}.{key}": v for key, v in value.items()} if isinstance(value, dict) else {name: value})
+    return flat
+
+
 def fingerprint(particles: ParticleSet, config: ReconstructConfig) -> str:
-    """A digest of all that a result depends on: options, metadata, and size and time of the image files."""
-    options = config.model_dump(exclude=_WITHOUT_CONSEQUENCE)
-    digest = hashlib.sha256(json.dumps(options, sort_keys=True).encode())
+    """A digest of the data as a run reads it: metadata, size and time of the image files, box and contrast."""
+    digest = hashlib.sha256(f"{config.box_size} {config.invert_contrast}".encode())
     digest.update(f"{particles.box_size} {particles.pixel_size} {particles.contrast_sign}".encode())
     for path in particles.stack_paths:
         status = path.stat()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,11 +10,18 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+CONFIDENT = 0.5
+"""A pose above this confidence is called confident, wherever poses are counted."""
+
 _ITERATIONS = 50
-# From fewer particles the scale of a good fit cannot be told.
-_FEWEST_FOR_SCALE = 20
+# From fewer particles the scale of a good fit cannot be told; nor from a smaller share of the set.
+_FEWEST_FOR_SCALE, _SMALLEST_SHARE_FOR_SCALE = 20, 0.05
+# The best of about so many independent poses is what a search finds in an image without a particle.
+_INDEPENDENT_POSES = 1e5
 # Where poses found by search but wrong lie at first, in standard deviations below the right ones.
 _WRONG_START, _WRONG_SPREAD = 6.0, 3.0
+# Wrong poses are not looked for nearer to the right ones than this.
+_WRONG_NEAREST = 2.0
 # Searching again costs a multiple of a refinement round: at most this share of the particles.
 _LARGEST_SEARCHED_SHARE = 0.3
 
@@ -26,6 +34,15 @@ def fit_quality(gain: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> Flo
     return (gain - expected) / (2 * expected.clamp(min=1e-6)).sqrt()
 
 
+def noise_quality(expected: Float[Tensor, " n"]) -> Float[Tensor, " n"]:
+    """The `fit_quality` of an image without a particle, at the best pose that a search finds.
+
+    At any one pose its gain is Gaussian around -E with variance 2 E, so that its quality lies at -√(2 E); the best
+    of N independent poses lies about √(2 ln N) above that.
+    """
+    return math.sqrt(2 * math.log(_INDEPENDENT_POSES)) - (2 * expected.clamp(min=0)).sqrt()
+
+
 @dataclass(frozen=True)
 class FitScale:
     """Where the fit qualities of right poses lie.
@@ -33,22 +50,29 @@ class FitScale:
     Attributes
     ----------
     centre, spread
-        Mean and standard deviation.
+        Mean and standard deviation; 0 and 1 for a perfect map.
     """
 
-    centre: float
-    spread: float
+    centre: float = 0.0
+    spread: float = 1.0
 
 
-def measure_fit_scale(quality: Float[Tensor, " n"]) -> FitScale:
-    """By the median and the median absolute deviation: most poses of a set are taken to be right."""
+def measure_fit_scale(quality: Float[Tensor, " n"], expected: Float[Tensor, " n"]) -> FitScale:
+    """Median and median absolute deviation of the particles that fit more like a right pose than like noise.
+
+    The set's own median would take most of a set for right, whatever it holds. Where next to none fit, the scale is
+    that of a perfect map.
+    """
     values = quality.double().numpy()
-    centre = float(np.median(values))
-    return FitScale(centre, max(1.4826 * float(np.median(np.abs(values - centre))), 1e-6))
+    good = values[values > 0.5 * noise_quality(expected).double().numpy()]
+    if len(good) < max(_FEWEST_FOR_SCALE, _SMALLEST_SHARE_FOR_SCALE * len(values)):
+        return FitScale()
+    centre = float(np.median(good))
+    return FitScale(centre, max(1.4826 * float(np.median(np.abs(good - centre))), 1e-6))
 
 
 def doubtful_rows(
-    used: Int[np.ndarray, " m"], quality: Float[Tensor, " m"], deviations: float, scale: FitScale | None = None
+    used: Int[np.ndarray, " m"], quality: Float[Tensor, " m"], deviations: float, scale: FitScale
 ) -> Int[np.ndarray, " k"]:
     """Rows whose fit lies ``deviations`` standard deviations below a good one; a bounded share of them.
 
@@ -61,43 +85,49 @@ def doubtful_rows(
     deviations
         In units of the scale's spread.
     scale
-        Of good fits, by default that of `measure_fit_scale`.
+        Of good fits.
     """
-    scale = scale or measure_fit_scale(quality)
     values = quality.double().numpy()
     order = np.argsort(values)[: int(_LARGEST_SEARCHED_SHARE * len(values))]
     return np.sort(used[order[values[order] < scale.centre - deviations * scale.spread]])
 
 
-def estimate_confidence(quality: Float[Tensor, " n"], scale: FitScale | None = None) -> Float[Tensor, " n"]:
+def estimate_confidence(
+    quality: Float[Tensor, " n"], expected: Float[Tensor, " n"], scale: FitScale | None = None
+) -> Float[Tensor, " n"]:
     """Posterior probability of belonging to the well-fitting population, from a mixture of two Gaussians.
 
-    The right poses' Gaussian is ``scale``, by default that of `measure_fit_scale`; the wrong poses' mean, spread
-    and share are fitted by expectation-maximisation. What fits better than the centre is not doubted.
+    The right poses' Gaussian is ``scale``; the wrong poses' mean, spread and share are fitted by
+    expectation-maximisation. What fits better than the centre is not doubted, unless noise would fit as well.
+
+    Parameters
+    ----------
+    quality, expected
+        Of each particle, measured against a map that it is not in.
+    scale
+        Of good fits; by default that of `measure_fit_scale`.
     """
     values = quality.double().numpy()
-    if scale is None:
-        if len(values) < _FEWEST_FOR_SCALE:
-            return torch.ones(len(values))
-        scale = measure_fit_scale(quality)
-    centre, spread = scale.centre, scale.spread
-    z = (values - centre) / spread
+    scale = scale or measure_fit_scale(quality, expected)
+    z = (values - scale.centre) / scale.spread
+    noise = (noise_quality(expected).double().numpy() - scale.centre) / scale.spread
     share, mean, width = 0.05, -_WRONG_START, _WRONG_SPREAD
     wrong = np.zeros(len(z))
     for _ in range(_ITERATIONS):
         wrong = share * _gaussian(z, mean, width)
         wrong = wrong / (wrong + (1 - share) * _gaussian(z, 0.0, 1.0) + 1e-300)
-        wrong = np.where(z > 0, 0.0, wrong)
+        wrong = np.where(z > 0, 0.0, np.where(z < min(mean, -_WRONG_START), 1.0, wrong))
         total = wrong.sum()
-        share = float(np.clip(total / len(z), 1e-4, 0.6))
+        share = float(np.clip(total / len(z), 1e-4, 1 - 1e-4))
         if total > 1:
-            mean = min(float((wrong * z).sum() / total), -2.0)
+            mean = min(float((wrong * z).sum() / total), -_WRONG_NEAREST)
             width = max(float(np.sqrt((wrong * (z - mean) ** 2).sum() / total)), 1.0)
     # A worse fit is never more trusted, also where the two Gaussians cross twice.
     order = np.argsort(z)
     right = np.empty(len(z))
     right[order] = np.maximum.accumulate(1 - wrong[order])
-    return torch.from_numpy(right).float()
+    # Where the best of many poses would fit an image of nothing as well, a good fit says nothing.
+    return torch.from_numpy(np.where(noise > -_WRONG_NEAREST, np.minimum(right, CONFIDENT), right)).float()
 
 
 def _gaussian(z: np.ndarray, mean: float, width: float) -> np.ndarray:

@@ -16,11 +16,13 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
 from cryoai.poses.search import SearchGrid, search_poses
-from cryoai.refinement.poses import CHUNK, OnChunk, RefinementState
+from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
+from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
+_ITERATIONS = 4
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class GlobalSearch:
 def search_globally(
     data: ParticleData,
     state: RefinementState,
-    references: Sequence[FourierVolume],
+    references: References,
     rows: Int[np.ndarray, " m"],
     search: GlobalSearch,
     keep_current: bool = True,
@@ -63,7 +65,7 @@ def search_globally(
     data, state
         Particles and their poses.
     references
-        One map per half.
+        Which map is whose.
     rows
         The particles.
     search
@@ -79,22 +81,18 @@ def search_globally(
         The new state, and which of ``rows`` changed to another pose.
     """
     rotation, translation = state.rotation.clone(), state.translation.clone()
-    moved = np.zeros(len(rows), bool)
-    for start in range(0, len(rows), CHUNK):
-        part = rows[start : start + CHUNK]
-        batch = data.batch(part, max(search.radius, *(radius for radius, _ in search.stages)))
-        for half, volume in enumerate(references):
-            mine = np.flatnonzero(state.half[part] == half)
-            if len(mine) == 0:
-                continue
-            at = part[mine]
-            current = (state.rotation[at], state.translation[at]) if keep_current else None
-            best_r, best_t = search_batch(batch[torch.from_numpy(mine)], volume, state.noise_power, search, current)
-            if keep_current:
-                moved[start + mine] = (rotation_angle(best_r, state.rotation[at]) > _SAME_POSE_RADIANS).numpy()
-            rotation[at], translation[at] = best_r, best_t
-        on_chunk(start + len(part))
-    return replace(state, rotation=rotation, translation=translation), moved
+
+    def find(portion: Portion) -> None:
+        at = portion.rows
+        current = (state.rotation[at], state.translation[at]) if keep_current else None
+        rotation[at], translation[at] = search_batch(
+            portion.own_batch, portion.volume, state.noise_power, search, current
+        )
+
+    radius = max(search.radius, *(radius for radius, _ in search.stages))
+    map_particles(data, references, find, rows, radius, on_chunk)
+    moved = rotation_angle(rotation[rows], state.rotation[rows]) > _SAME_POSE_RADIANS
+    return replace(state, rotation=rotation, translation=translation), moved.numpy()
 
 
 def search_batch(
@@ -153,7 +151,7 @@ def _refine_hypotheses(
     shape = hypotheses.log_weight.shape
     image_of = torch.arange(shape[0]).repeat_interleave(shape[1])
     rotation, translation = hypotheses.rotation.flatten(0, 1), hypotheses.translation.flatten(0, 1)
-    local = refine_poses(batch, volume, noise_power, rotation, translation, image_of, 4)
+    local = refine_poses(batch, volume, noise_power, rotation, translation, image_of, _ITERATIONS)
     return PoseHypotheses(
         local.rotation.unflatten(0, shape),
         local.translation.unflatten(0, shape),

@@ -1,100 +1,32 @@
-"""Gold-standard refinement: poses against half-maps, half-maps from poses, until their agreement stops growing.
+"""Poses against half-maps, half-maps and noise from poses: what a round of the refinement is made of.
 
-No particle of one half is ever compared with a map that holds particles of the other, once the bootstrap's
-low-resolution map has given the first poses. What the halves share are a few numbers: the noise spectrum, the
-mask, the FSC that filters their references, and the list of near-symmetries.
+No particle of one half is ever compared with a map that holds particles of the other, once the first poses are
+given by a map that both halves share. Beyond that map's shells the halves share a few numbers only: the noise
+spectrum, the mask, the FSC that filters their references, and the list of near-symmetries.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.sampling import sample_rows
 from cryoai.physics.insertion import Inserter, slice_quickly
-from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
+from cryoai.physics.slicing import FourierVolume
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
+from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
+from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch
 
-CHUNK = 1000
-"""Particles worked on at once."""
 # Particles whose residuals give the noise spectrum of a half.
 _NOISE_PARTICLES = 1500
-
-OnChunk = Callable[[int], None]
-
-
-@dataclass(frozen=True, eq=False)
-class RefinementState:
-    """Everything a refinement carries from round to round; one entry per particle of the set.
-
-    Attributes
-    ----------
-    rotation
-        (n, 3, 3).
-    translation
-        (n, 2), Å.
-    half
-        (n,) 0 or 1; -1 for particles left out.
-    noise_power
-        ``E|noise|²`` per shell.
-    confidence
-        (n,) probability that the pose is in the right basin; 0 for particles left out.
-    rotation_std, translation_std
-        (n,) radians and Å, from the Gauss-Newton Hessian.
-    """
-
-    rotation: Float[Tensor, "n 3 3"]
-    translation: Float[Tensor, "n 2"]
-    half: Int[np.ndarray, " n"]
-    noise_power: Float[Tensor, " shells"]
-    confidence: Float[Tensor, " n"]
-    rotation_std: Float[Tensor, " n"]
-    translation_std: Float[Tensor, " n"]
-
-    def rows(self, half: int) -> Int[np.ndarray, " m"]:
-        """The particles of one half."""
-        return np.flatnonzero(self.half == half)
-
-    @property
-    def used(self) -> Int[np.ndarray, " m"]:
-        """The particles that take part."""
-        return np.flatnonzero(self.half >= 0)
-
-
-def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> RefinementState:
-    """Split the usable particles in two at random; poses are still to be found."""
-    n = len(data)
-    half = np.full(n, -1)
-    shuffled = np.random.default_rng(seed).permutation(data.usable_rows)
-    half[shuffled[0::2]], half[shuffled[1::2]] = 0, 1
-    return RefinementState(
-        torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
-        torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
-    )  # fmt: skip
-
-
-def _chunks_by_half(
-    data: ParticleData, state: RefinementState, radius: float, on_chunk: OnChunk = lambda done: None
-) -> Iterator[tuple[int, Int[np.ndarray, " m"], Tensor, ParticleBatch]]:
-    """All particles, a chunk of one half at a time: the half, their rows, their places in the batch, the batch."""
-    used = state.used
-    done = 0
-    for rows, batch in data.batches(used, CHUNK, radius):
-        for half in (0, 1):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine):
-                yield half, rows[mine], torch.from_numpy(mine), batch
-        done += len(rows)
-        on_chunk(done)
+_ITERATIONS = 4
 
 
 def reconstruct_halves(
@@ -118,26 +50,35 @@ def reconstruct_halves(
         Called with the particles done so far.
     """
     inserters = [Inserter(data.disk.box_size, radius, device=data.device) for _ in (0, 1)]
-    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
-        inserters[half].add(batch, state.rotation[at], state.translation[at], state.noise_power, image_of)
-    accumulators: tuple[VolumeAccumulator, VolumeAccumulator] = tuple(i.result() for i in inserters)  # type: ignore[assignment]
-    return make_half_maps(accumulators, radius, data.pixel_size, diameter)
+
+    def insert(portion: Portion) -> None:
+        inserters[portion.map_index].add(
+            portion.batch, state.rotation[portion.rows], state.translation[portion.rows], state.noise_power,
+            portion.image_of,
+        )  # fmt: skip
+
+    map_particles(data, References(state.half), insert, radius=radius, on_chunk=on_chunk)
+    first, second = (inserter.result() for inserter in inserters)
+    return make_half_maps((first, second), radius, data.pixel_size, diameter)
 
 
 def update_noise(
-    data: ParticleData, state: RefinementState, references: Sequence[FourierVolume], radius: float
+    data: ParticleData, state: RefinementState, references: References, radius: float
 ) -> RefinementState:
     """Noise spectrum from the residuals of some particles; beyond ``radius`` shells the old one is kept."""
     shells = data.disk.prefix(radius).shell_count
     power, count = torch.zeros(shells), 0
-    for half, volume in enumerate(references):
-        rows = state.rows(half)
-        for part, batch in data.batches(rows[:: max(1, len(rows) // _NOISE_PARTICLES)], CHUNK, radius):
-            model = slice_quickly(volume, state.rotation[part], batch.disk) * batch.ctf
-            model = model * compute_shift(state.translation[part], batch.disk, batch.pixel_size)
-            residual = batch.images - model
-            power += batch.disk.mean_per_shell((residual.abs() ** 2).sum(0))
-            count += len(part)
+
+    def add_residuals(portion: Portion) -> None:
+        nonlocal count
+        batch = portion.own_batch
+        model = slice_quickly(portion.volume, state.rotation[portion.rows], batch.disk) * batch.ctf
+        model = model * compute_shift(state.translation[portion.rows], batch.disk, batch.pixel_size)
+        power.add_(batch.disk.mean_per_shell(((batch.images - model).abs() ** 2).sum(0)))
+        count += len(portion.rows)
+
+    for half in (0, 1):
+        map_particles(data, references, add_residuals, sample_rows(state.rows(half), _NOISE_PARTICLES), radius)
     measured = power / max(1, count)
     noise = state.noise_power.clone()
     noise[1 : len(measured)] = measured[1:].clamp(min=1e-12)
@@ -147,21 +88,26 @@ def update_noise(
 def refine_locally(
     data: ParticleData,
     state: RefinementState,
-    references: Sequence[FourierVolume],
+    references: References,
     radius: float,
-    iterations: int = 4,
+    iterations: int = _ITERATIONS,
     on_chunk: OnChunk = lambda done: None,
 ) -> RefinementState:
-    """Gauss-Newton on every particle against its own half's map."""
+    """Gauss-Newton on every particle against its own half's map; with 0 iterations only its standard deviations."""
     rotation, translation = state.rotation.clone(), state.translation.clone()
     rotation_std, translation_std = state.rotation_std.clone(), state.translation_std.clone()
-    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
+
+    def refine(portion: Portion) -> None:
+        at = portion.rows
         found = refine_poses(
-            batch, references[half], state.noise_power, rotation[at], translation[at], image_of, iterations
-        )
+            portion.batch, portion.volume, state.noise_power, rotation[at], translation[at], portion.image_of,
+            iterations,
+        )  # fmt: skip
         rotation[at], translation[at] = found.rotation, found.translation
         stds = pose_standard_deviations(found.hessian)
         rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
+
+    map_particles(data, references, refine, radius=radius, on_chunk=on_chunk)
     return replace(
         state,
         rotation=rotation,
@@ -171,64 +117,12 @@ def refine_locally(
     )
 
 
-def try_mates(
-    data: ParticleData,
-    state: RefinementState,
-    references: Sequence[FourierVolume],
-    mates: Sequence[MapAlignment],
-    radius: float,
-    on_chunk: OnChunk = lambda done: None,
-) -> tuple[RefinementState, Float[Tensor, " n"]]:
-    """Try every particle at the mates of its pose under the map's near-symmetries; the likeliest pose wins.
-
-    Parameters
-    ----------
-    data, state
-        Particles and their poses.
-    references
-        One map per half.
-    mates
-        ``map(x) ≈ map(Q x + shift)``, shifts in px.
-    radius
-        Shells at which the mates compete; only high resolution can tell them apart.
-    on_chunk
-        Called with the particles done so far.
-
-    Returns
-    -------
-    tuple
-        The new state, and the posterior weight of each particle's new pose among its mates.
-    """
-    rotation, translation = state.rotation.clone(), state.translation.clone()
-    weight = torch.ones(len(data))
-    for half, at, image_of, batch in _chunks_by_half(data, state, radius, on_chunk):
-        poses = [(rotation[at], translation[at])]
-        poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
-        local = refine_poses(
-            batch, references[half], state.noise_power,
-            torch.cat([r for r, _ in poses]), torch.cat([t for _, t in poses]), image_of.repeat(len(poses)), 4,
-        )  # fmt: skip
-        cost = local.cost.view(len(poses), len(at))
-        pick = cost.argmin(0) * len(at) + torch.arange(len(at))
-        rotation[at], translation[at] = local.rotation[pick], local.translation[pick]
-        weight[at] = torch.softmax(-cost, 0).amax(0).float()
-    return replace(state, rotation=rotation, translation=translation), weight
-
-
-def _apply_mate(
-    mate: MapAlignment, rotation: Tensor, translation: Tensor, pixel_size: float
-) -> tuple[Tensor, Tensor]:
-    """The pose at which the nearly symmetric map looks the same: ``Q R``, and the shift seen in its plane."""
-    turned = torch.from_numpy(mate.rotation).to(rotation) @ rotation
-    shift = torch.from_numpy(mate.shift).to(translation) * pixel_size
-    return turned, translation - (shift @ turned)[:, :2]
-
-
 def score_all(
     data: ParticleData,
     state: RefinementState,
-    references: Sequence[FourierVolume],
+    references: References,
     radius: float,
+    on_chunk: OnChunk = lambda done: None,
 ) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
     """Log-likelihood gain of each particle over no particle at all, and its expectation at the right pose.
 
@@ -236,10 +130,14 @@ def score_all(
     """
     n = len(data)
     gain, expected = torch.zeros(n), torch.zeros(n)
-    for half, at, image_of, batch in _chunks_by_half(data, state, radius):
-        gain[at], expected[at] = fit_gain(
-            batch[image_of], references[half], state.noise_power, state.rotation[at], state.translation[at]
-        )
+
+    def score(portion: Portion) -> None:
+        gain[portion.rows], expected[portion.rows] = fit_gain(
+            portion.own_batch, portion.volume, state.noise_power, state.rotation[portion.rows],
+            state.translation[portion.rows],
+        )  # fmt: skip
+
+    map_particles(data, references, score, radius=radius, on_chunk=on_chunk)
     return gain, expected
 
 

@@ -2,59 +2,50 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
-from typing import Any
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoai.ab_initio.starts import AbInitioResult
-from cryoai.geometry.fourier import full_radius, largest_radius
+from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.alignment import MapAlignment, apply_alignment
-from cryoai.metrics.fsc import compute_fsc
-from cryoai.metrics.near_symmetry import find_near_symmetries
+from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
-from cryoai.refinement.confidence import doubtful_rows, estimate_confidence, fit_quality
+from cryoai.refinement.confidence import (
+    FitScale,
+    doubtful_rows,
+    estimate_confidence,
+    fit_quality,
+    measure_fit_scale,
+)
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
-from cryoai.refinement.poses import (
-    RefinementState,
-    reconstruct_halves,
-    refine_locally,
-    score_all,
-    try_mates,
-    update_noise,
-)
-from cryoai.run.config import ReconstructConfig
+from cryoai.refinement.map_particles import References, one_reference
+from cryoai.refinement.mates import find_mates, try_mates
+from cryoai.refinement.poses import reconstruct_halves, refine_locally, score_all, update_noise
+from cryoai.refinement.state import RefinementState
+from cryoai.run.config import ReconstructConfig, RefineConfig, SearchRound
+from cryoai.run.context import Run
 from cryoai.run.progress import Progress
+from cryoai.run.streams import torch_stream
 
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
-# By round: particles whose fit lies this many (robust) standard deviations below the median are searched again, on
-# a grid so many times finer than the first, over this share of the largest translation, at this multiple of the
-# search radius. Wide searches of the many come first; the last one, deep and at higher resolution, finds those
-# whose low frequencies the CTF has weakened.
-_SEARCH_SCHEDULE = {
-    1: (1.5, 1, 0.8, 1.0),
-    2: (1.3, 1, 0.8, 1.0),
-    3: (2.5, 4, 1.0, 1.0),
-    4: (2.5, 4, 0.75, 1.5),
-}
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
-# A rotation under which the map's FSC with itself falls short of what its noise allows by less than this, on
-# average over at least so many shells, is a true symmetry.
-_TRUE_SYMMETRY_DEFICIT, _SHELLS_FOR_SYMMETRY = 0.03, 8
 # Mates need not be tried again once nearly every particle stays where it is.
 _MATES_SETTLED = 0.005
+# A particle whose rotation changes by more has gone to a mate.
+_MOVED_RADIANS = 0.2
 _FIRST_POSSIBLE_END = 4
 # Converged: the median pose moves by less than this share of its standard deviation, or this angle.
 _SETTLED_SHARE, _SETTLED_RADIANS = 0.15, 5e-4
+# Not converged: the half-maps agree to so many more shells than before, or so large a share went to a mate.
+_STILL_BETTER_SHELLS, _STILL_MOVING = 0.2, 0.02
 
 
 @dataclass(frozen=True)
@@ -66,7 +57,7 @@ class RoundSummary:
     round
         From 1.
     fsc_radius
-        Shell at which the masked half-map FSC falls below 0.143.
+        Shell at which the half-map FSC falls below 0.143.
     pose_radius
         Shells that poses were refined against.
     rotation_change_deg
@@ -89,26 +80,70 @@ class RoundSummary:
     mates_moved: int = 0
 
 
+@dataclass(frozen=True, eq=False)
+class RoundResult:
+    """Poses after a round, and what the round did."""
+
+    state: RefinementState
+    summary: RoundSummary
+
+
 def assign_all(
     data: ParticleData,
     state: RefinementState,
-    start: AbInitioResult,
+    volume: FourierVolume,
     config: ReconstructConfig,
     progress: Progress,
 ) -> RefinementState:
     """Find every particle's pose against the bootstrap's map; the only thing both halves see."""
-    radius = float(min(config.bootstrap.last_radius, largest_radius(data.disk.box_size)))
-    box_length = data.disk.box_size * data.pixel_size
-    grid = make_search_grid(
-        config.bootstrap.rotations,
-        1.2 * config.bootstrap.max_shift * box_length,
-        translation_step(radius, box_length),
-    )
-    search = GlobalSearch(grid, radius, 8, ((radius, 1),))
-    volumes = [start.best.volume.to(data.device)] * 2
+    bootstrap, refine = config.bootstrap.in_box(data.disk.box_size), config.refine
+    radius, box_length = bootstrap.last_radius, data.disk.box_size * data.pixel_size
+    reach = refine.first_search_reach * bootstrap.max_shift_box_lengths * box_length
+    grid = make_search_grid(bootstrap.rotations, reach, translation_step(radius, box_length))
+    search = GlobalSearch(grid, radius, refine.first_search_keep, ((radius, 1),))
     with progress.step("Posing every particle", len(state.used)) as done:
-        state, _ = search_globally(data, state, volumes, state.used, search, keep_current=False, on_chunk=done)
+        references = one_reference(data, volume)
+        state, _ = search_globally(data, state, references, state.used, search, keep_current=False, on_chunk=done)
     return state
+
+
+def refine(
+    data: ParticleData, state: RefinementState, run: Run, after: str | None
+) -> tuple[RefinementState, tuple[RoundSummary, ...]]:
+    """Rounds until nothing worth their time changes; each is kept when it is done.
+
+    Parameters
+    ----------
+    data, state
+        The particles and their first poses.
+    run
+        Options, checkpoints and progress.
+    after
+        The checkpoint that the first poses are kept in; None where they are the input's.
+    """
+    summaries: list[RoundSummary] = []
+    config = run.config
+    inputs = {
+        "refine": config.refine.model_dump(exclude={"max_rounds"}), "seed": config.seed,
+        "particle_diameter": config.particle_diameter, "least_radius": config.bootstrap.last_radius,
+    }  # fmt: skip
+    for number in range(1, config.refine.max_rounds + 1):
+        previous = summaries[-1] if summaries else None
+
+        def one_round(
+            state: RefinementState = state, number: int = number, previous: RoundSummary | None = previous
+        ) -> RoundResult:
+            return refinement_round(data, state, number, config, run.progress, previous)
+
+        name = f"round_{number:02d}"
+        result = run.checkpoint.step(name, RoundResult, inputs, one_round, after)
+        state, after = result.state, name
+        summaries.append(result.summary)
+        resolution = data.disk.box_size * data.pixel_size / result.summary.fsc_radius
+        run.progress.say(f"Round {number}: half-maps agree to {resolution:.2f} Å")
+        if is_settled(state, result.summary, previous):
+            break
+    return state, tuple(summaries)
 
 
 def refinement_round(
@@ -118,57 +153,81 @@ def refinement_round(
     config: ReconstructConfig,
     progress: Progress,
     previous: RoundSummary | None,
-) -> tuple[RefinementState, RoundSummary]:
+) -> RoundResult:
     """Half-maps, noise and poses once around; low-confidence particles are searched again in early rounds."""
     name = f"Refinement round {number}"
     used = state.used
     before = state.rotation[used]
     full = full_radius(data.disk.box_size)
     with progress.step(f"{name}: half-maps", len(used)) as done:
-        halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
-    references = [halves.reference(half).to(data.device) for half in (0, 1)]
+        halves = reconstruct_halves(data, state, full, diameter_px(config, data), done)
+    references = own_references(data, state, halves)
     fsc_radius = halves.fsc.crossing(0.143)
     radius = _pose_radius(fsc_radius, full, config)
     state = update_noise(data, state, references, full)
     with progress.step(f"{name}: poses to shell {radius:.0f}", len(used)) as done:
         state = refine_locally(data, state, references, radius, on_chunk=done)
     change = rotation_angle(state.rotation[used], before).median()
-    summary = RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change)))
+    result = RoundResult(state, RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change))))
     if _should_try_mates(state, number, previous):
-        state, summary = _mates_step(data, state, references, _mates(halves), radius, summary, progress, name)
-    if number in _SEARCH_SCHEDULE:
-        state, summary = _search_step(data, state, references, radius, summary, config, progress, name)
-    return state, summary
+        result = _mates_step(data, result, references, find_mates(halves), progress, name)
+    search = config.refine.search_after(number)
+    if search is not None:
+        result = _search_step(data, result, references, search, config, progress, name)
+    return result
 
 
 def finish(
     data: ParticleData, state: RefinementState, config: ReconstructConfig, progress: Progress
 ) -> tuple[RefinementState, HalfMaps]:
-    """The final half-maps, and each particle's confidence and pose standard deviations."""
+    """The final half-maps, and each particle's confidence and pose standard deviations.
+
+    Poses go to their mates before the maps are made from them. Confidence is measured against the other half's map,
+    which has not taken the particle in: against its own, a particle fits for being in it.
+    """
     full = full_radius(data.disk.box_size)
-    with progress.step("Final half-maps", len(state.used)) as done:
-        halves = reconstruct_halves(data, state, full, _diameter_px(config, data), done)
-    references = [halves.reference(half).to(data.device) for half in (0, 1)]
-    radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
+    halves = _final_halves(data, state, config, progress)
     weight = torch.ones(len(data))
-    mates = [] if config.known_poses else _mates(halves)
+    mates = [] if config.known_poses else find_mates(halves)
     if mates:
-        state, weight = try_mates(data, state, references, mates, radius)
-    with progress.step("Confidence and standard deviations", len(state.used)) as done:
+        before, radius = state.rotation, _pose_radius(halves.fsc.crossing(0.143), full, config)
+        state, weight = try_mates(data, state, own_references(data, state, halves), mates, radius)
+        if bool((rotation_angle(state.rotation, before) > _MOVED_RADIANS).any()):
+            halves = _final_halves(data, state, config, progress)
+    references = own_references(data, state, halves)
+    radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
+    with progress.step("Confidence and standard deviations", 2 * len(state.used)) as done:
         state = refine_locally(data, state, references, radius, iterations=0, on_chunk=done)
+        quality, expected = _quality(
+            data, state, references.swapped(), radius, lambda count: done(len(state.used) + count)
+        )
     confidence = torch.zeros(len(data))
-    confidence[state.used] = estimate_confidence(_quality(data, state, references, radius))
+    confidence[state.used] = estimate_confidence(quality, expected)
     return replace(state, confidence=confidence * weight), halves
+
+
+def own_references(data: ParticleData, state: RefinementState, halves: HalfMaps) -> References:
+    """Each particle with its own half's map."""
+    return References(state.half, tuple(halves.reference(half).to(data.device) for half in (0, 1)))
 
 
 def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSummary | None) -> bool:
     """Whether another round would change nothing worth its time."""
     if previous is None or summary.round < _FIRST_POSSIBLE_END:
         return False
-    if summary.fsc_radius > previous.fsc_radius + 0.2 or summary.mates_moved > 0.02 * len(state.used):
+    if summary.fsc_radius > previous.fsc_radius + _STILL_BETTER_SHELLS:
+        return False
+    if summary.mates_moved > _STILL_MOVING * len(state.used):
         return False
     spread = float(torch.rad2deg(state.rotation_std[state.used].median()))
     return summary.rotation_change_deg < max(_SETTLED_SHARE * spread, np.degrees(_SETTLED_RADIANS))
+
+
+def _final_halves(
+    data: ParticleData, state: RefinementState, config: ReconstructConfig, progress: Progress
+) -> HalfMaps:
+    with progress.step("Final half-maps", len(state.used)) as done:
+        return reconstruct_halves(data, state, full_radius(data.disk.box_size), diameter_px(config, data), done)
 
 
 def _should_try_mates(state: RefinementState, number: int, previous: RoundSummary | None) -> bool:
@@ -178,109 +237,88 @@ def _should_try_mates(state: RefinementState, number: int, previous: RoundSummar
     return previous.mates > 0 and previous.mates_moved > _MATES_SETTLED * len(state.used)
 
 
-def state_to_dict(state: RefinementState) -> dict[str, Any]:
-    """What a checkpoint keeps of a state."""
-    values = {f.name: getattr(state, f.name) for f in fields(state)}
-    return {**values, "half": torch.from_numpy(state.half)}
-
-
-def state_from_dict(saved: dict[str, Any]) -> RefinementState:
-    """The inverse of `state_to_dict`."""
-    return RefinementState(**{**saved, "half": saved["half"].numpy()})
-
-
 def _pose_radius(fsc_radius: float, full: float, config: ReconstructConfig) -> float:
     """Shells for poses: where the half-maps agree and a little more, the bootstrap's at least."""
     return float(min(full, max(_RADIUS_MARGIN + int(fsc_radius), config.bootstrap.last_radius)))
 
 
-def _diameter_px(config: ReconstructConfig, data: ParticleData) -> float | None:
+def diameter_px(config: ReconstructConfig, data: ParticleData) -> float | None:
+    """The particle's diameter as the options give it, px."""
     return None if config.particle_diameter is None else config.particle_diameter / data.pixel_size
-
-
-def _mates(halves: HalfMaps) -> list[MapAlignment]:
-    """The map's near-symmetries; true ones are left out, since their mates are the same pose.
-
-    A true symmetry makes the map agree with its turned self as well as the half-maps agree with each other.
-    """
-    first, second = halves.unfiltered
-    density = (first + second) * halves.mask
-    shells = max(_SHELLS_FOR_SYMMETRY, int(halves.fsc.crossing(0.5)))
-    attainable = 2 * halves.fsc.correlation / (1 + np.abs(halves.fsc.correlation))
-    found = []
-    for mate in find_near_symmetries(density):
-        turned = apply_alignment(density, mate)
-        alike = compute_fsc(turned, density).correlation
-        deficit = float((attainable - alike)[2:shells].mean())
-        if deficit > _TRUE_SYMMETRY_DEFICIT:
-            found.append(mate)
-    return found
 
 
 def _mates_step(
     data: ParticleData,
-    state: RefinementState,
-    references: list[FourierVolume],
+    result: RoundResult,
+    references: References,
     mates: list[MapAlignment],
-    radius: float,
-    summary: RoundSummary,
     progress: Progress,
     name: str,
-) -> tuple[RefinementState, RoundSummary]:
+) -> RoundResult:
     if not mates:
-        return state, summary
+        return result
+    state, summary = result.state, result.summary
     before = state.rotation[state.used]
     with progress.step(f"{name}: {len(mates)} near-symmetry mates", len(state.used)) as done:
-        state, _ = try_mates(data, state, references, mates, radius, on_chunk=done)
-    moved = int((rotation_angle(state.rotation[state.used], before) > 0.2).sum())
-    return state, replace(summary, mates=len(mates), mates_moved=moved)
+        state, _ = try_mates(data, state, references, mates, summary.pose_radius, on_chunk=done)
+    moved = int((rotation_angle(state.rotation[state.used], before) > _MOVED_RADIANS).sum())
+    return RoundResult(state, replace(summary, mates=len(mates), mates_moved=moved))
 
 
 def _quality(
-    data: ParticleData, state: RefinementState, references: list[FourierVolume], radius: float
-) -> Float[Tensor, " m"]:
-    gain, expected = score_all(data, state, references, radius)
-    return fit_quality(gain[state.used], expected[state.used])
+    data: ParticleData, state: RefinementState, references: References, radius: float, on_chunk=lambda done: None
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """How well each particle that takes part fits, and the gain that was to be expected."""
+    gain, expected = score_all(data, state, references, radius, on_chunk)
+    return fit_quality(gain[state.used], expected[state.used]), expected[state.used]
 
 
 def _search_step(
     data: ParticleData,
-    state: RefinementState,
-    references: list[FourierVolume],
-    radius: float,
-    summary: RoundSummary,
+    result: RoundResult,
+    references: References,
+    chosen: SearchRound,
     config: ReconstructConfig,
     progress: Progress,
     name: str,
-) -> tuple[RefinementState, RoundSummary]:
-    deviations, finer, reach, sharper = _SEARCH_SCHEDULE[summary.round]
-    rows = doubtful_rows(state.used, _quality(data, state, references, radius), deviations)
+) -> RoundResult:
+    state, summary = result.state, result.summary
+    quality, expected = _quality(data, state, references, summary.pose_radius)
+    scale: FitScale = measure_fit_scale(quality, expected)
+    rows = doubtful_rows(state.used, quality, chosen.doubt, scale)
     if len(rows) == 0:
-        return state, summary
-    search = _make_search(data, config, radius, finer, reach, sharper, seed=config.seed * 1000 + summary.round)
+        return result
+    generator = torch_stream(config.seed, "search again", summary.round)
+    search = make_search(data, config.refine, chosen, summary.pose_radius, generator)
     with progress.step(f"{name}: searching {len(rows):,} doubtful particles again", len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
-    return state, replace(summary, searched=len(rows), moved=int(moved.sum()))
+    return RoundResult(state, replace(summary, searched=len(rows), moved=int(moved.sum())))
 
 
-def _make_search(
-    data: ParticleData,
-    config: ReconstructConfig,
-    radius: float,
-    finer: int,
-    reach: float,
-    sharper: float,
-    *,
-    seed: int,
+def make_search(
+    data: ParticleData, settings: RefineConfig, chosen: SearchRound, radius: float, generator: torch.Generator
 ) -> GlobalSearch:
-    refine = config.refine
-    coarse = min(sharper * refine.search_radius, radius)
+    """The grid and the funnel of a search after a round.
+
+    Parameters
+    ----------
+    data
+        The particles.
+    settings, chosen
+        Of all such searches, and of this one.
+    radius
+        Shells that poses are refined against at last.
+    generator
+        Turns the grid.
+    """
+    coarse = min(chosen.sharper * settings.search_radius, radius)
     box_length = data.disk.box_size * data.pixel_size
     grid = make_search_grid(
-        finer * refine.search_rotations,
-        reach * refine.max_shift * box_length,
+        chosen.finer * settings.search_rotations,
+        chosen.reach * settings.max_shift_box_lengths * box_length,
         translation_step(coarse, box_length),
-        torch.Generator().manual_seed(seed),
+        generator,
     )
     # A finer grid holds more copies of each candidate: as many more must be kept to keep the same variety.
-    return GlobalSearch(grid, coarse, 32 * finer, ((coarse, 8), (radius, 1)))
+    keep = settings.search_keep * chosen.finer
+    return GlobalSearch(grid, coarse, keep, ((coarse, settings.search_refined), (radius, 1)))

@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cryoai.ab_initio.starts import AGREEMENT_THRESHOLD, AbInitioResult
+from cryoai.refinement.confidence import CONFIDENT
 from cryoai.report.figures import (
     make_fsc_figure,
     make_histogram,
@@ -33,9 +34,6 @@ from cryoai.report.surface import choose_level
 if TYPE_CHECKING:
     from cryoai.reconstruction.result import ReconstructionResult
 
-# A crossing this close to two voxels is the end of the curve, not of the data.
-_NYQUIST_TOLERANCE = 1.0001
-_CONFIDENT = 0.5
 _HAND_UNKNOWN = (
     "The hand is not known: images of untilted specimens cannot tell a map from its mirror image. "
     "If helices turn left, run again with --invert-hand --resume, or mirror the map."
@@ -78,18 +76,17 @@ def make_html(result: ReconstructionResult) -> str:
 def _headline(result: ReconstructionResult) -> dict[str, Any]:
     used, total = len(result.state.used), len(result.particles)
     box = result.fsc.corrected.box_size
-    at_nyquist = result.resolution <= 2 * _NYQUIST_TOLERANCE * result.voxel_size
     cropped = (result.particles.box_size or box) > box
-    note = "at Nyquist: the voxel size limits it" if at_nyquist else ""
-    note += "; a larger --box-size may show more" if at_nyquist and cropped else ""
+    note = "at Nyquist: the voxel size limits it" if result.is_at_nyquist else ""
+    note += "; a larger --box-size may show more" if result.is_at_nyquist and cropped else ""
     facts = [
         _Fact("Particles used", f"{used:,}", f"of {total:,}"),
         _Fact("Box", f"{box} px", f"{box * result.voxel_size:.0f} Å"),
         _Fact("Voxel size", f"{result.voxel_size:.4g} Å", f"Nyquist {2 * result.voxel_size:.3g} Å"),
     ]
     if not result.config.known_poses and used:
-        sure = float((result.state.confidence[result.state.used] > _CONFIDENT).float().mean())
-        facts.append(_Fact("Confident poses", f"{100 * sure:.0f} %", f"probability above {_CONFIDENT}"))
+        sure = f"{100 * result.fraction_confident:.0f} %"
+        facts.append(_Fact("Confident poses", sure, f"probability above {CONFIDENT}"))
     facts.append(_Fact("Time", duration(sum(result.seconds.values())), f"cryoai {_version()}"))
     warnings = [_sentence(text) for text in result.warnings]
     notes = [_sentence(text) for text in result.particles.notes]

@@ -2,63 +2,136 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
+import json
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
+from pydantic import BaseModel
 
 from cryoai.errors import InputError
 from cryoai.io import atomic_path
+from cryoai.run.record import from_record, to_record
 
-FORMAT = 1
+FORMAT = 2
+_Result = TypeVar("_Result")
 
 
 class Checkpoint:
     """A folder with one file per finished step.
 
-    Files are written atomically and read without unpickling code. Each carries a fingerprint of the run, so that
-    steps of another input or another configuration are never mixed in.
+    Files are written atomically and read without unpickling code. Each carries a fingerprint of what its step
+    depends on: the particles, the inputs named by the step, and the steps before it. A step whose fingerprint has
+    changed is computed again, and so are those after it; the others are kept.
 
     Parameters
     ----------
     folder
         Created when the first step is saved.
-    fingerprint
-        What the run depends on.
+    particles
+        Fingerprint of the data, which every step depends on.
     """
 
-    def __init__(self, folder: Path, fingerprint: str) -> None:
+    def __init__(self, folder: Path, particles: str) -> None:
         self._folder = folder
-        self._fingerprint = fingerprint
+        self._particles = particles
+        self._fingerprints: dict[str, str] = {}
 
-    def load(self, step: str) -> dict[str, Any] | None:
-        """What a step saved, or None if it has not finished.
+    def step(
+        self,
+        name: str,
+        kind: type[_Result],
+        inputs: Mapping[str, Any],
+        compute: Callable[[], _Result],
+        after: str | None = None,
+    ) -> _Result:
+        """What a step found: read if it has been done from the same inputs, else computed and kept.
+
+        Parameters
+        ----------
+        name
+            The file's.
+        kind
+            What `compute` returns: a dataclass, see `cryoai.run.record.to_record`.
+        inputs
+            All that the result depends on, but the particles and the step before: settings, numbers, strings.
+        compute
+            The step.
+        after
+            The step whose result this one starts from; it must have been asked for already.
 
         Raises
         ------
         InputError
-            The file is damaged, or belongs to another run.
+            The file is damaged.
         """
-        path = self._folder / f"{step}.pt"
+        saved = self.load(name, inputs, after)
+        if saved is not None:
+            try:
+                result = from_record(saved["result"])
+                if not isinstance(result, kind):
+                    raise TypeError(f"{type(result).__name__}, not {kind.__name__}")
+            except (ValueError, TypeError, KeyError, AttributeError, ImportError) as error:
+                raise self._damaged(name) from error
+            return result
+        result = compute()
+        self.save(name, inputs, {"result": to_record(result)}, after)
+        return result
+
+    def load(self, name: str, inputs: Mapping[str, Any], after: str | None = None) -> dict[str, Any] | None:
+        """What was saved under a name from the same inputs, or None; for work that is saved while it goes on.
+
+        Raises
+        ------
+        InputError
+            The file is damaged, or of another version of cryoai.
+        """
+        fingerprint = self._remember(name, inputs, after)
+        path = self._path(name)
         if not path.exists():
             return None
-        advice = "start again with --overwrite"
         try:
             saved = torch.load(path, weights_only=True, map_location="cpu")
         except Exception as error:
-            raise InputError("the checkpoint is damaged", file=path, advice=advice) from error
-        if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-            raise InputError("the checkpoint is of another version of cryoai", file=path, advice=advice)
-        if saved["fingerprint"] != self._fingerprint:
-            raise InputError("the checkpoint belongs to another run", file=path, advice=advice)
-        return saved["values"]
+            raise self._damaged(name) from error
+        if not isinstance(saved, dict) or not isinstance(saved.get("values"), dict):
+            raise self._damaged(name)
+        if saved.get("format") != FORMAT or saved.get("version") != version("cryoai"):
+            raise InputError(
+                f"the checkpoint is of another version of cryoai ({saved.get('version', 'unknown')}, this is "
+                f"{version('cryoai')})",
+                file=path,
+                advice="start again with --overwrite",
+            )
+        return saved["values"] if saved.get("fingerprint") == fingerprint else None
 
-    def save(self, step: str, values: dict[str, Any]) -> None:
-        """Save a finished step: tensors, numbers, strings, and lists or dicts of them."""
+    def save(self, name: str, inputs: Mapping[str, Any], values: dict[str, Any], after: str | None = None) -> None:
+        """Save tensors, numbers, strings, and lists or dicts of them."""
         self._folder.mkdir(parents=True, exist_ok=True)
         # Through memory: torch's own writer turns a full disk into an error that does not say so.
         buffer = io.BytesIO()
-        torch.save({"format": FORMAT, "fingerprint": self._fingerprint, "values": values}, buffer)
-        with atomic_path(self._folder / f"{step}.pt") as path:
+        fingerprint = self._remember(name, inputs, after)
+        head = {"format": FORMAT, "version": version("cryoai"), "fingerprint": fingerprint}
+        torch.save({**head, "values": values}, buffer)
+        with atomic_path(self._path(name)) as path:
             path.write_bytes(buffer.getbuffer())
+
+    def _path(self, name: str) -> Path:
+        return self._folder / f"{name}.pt"
+
+    def _damaged(self, name: str) -> InputError:
+        return InputError("the checkpoint is damaged", file=self._path(name), advice="start again with --overwrite")
+
+    def _remember(self, name: str, inputs: Mapping[str, Any], after: str | None) -> str:
+        """The fingerprint of a step, kept for the steps that come after it."""
+        before = None if after is None else self._fingerprints[after]
+        plain = {
+            key: value.model_dump() if isinstance(value, BaseModel) else value for key, value in inputs.items()
+        }
+        text = json.dumps([self._particles, name, before, plain], sort_keys=True)
+        self._fingerprints[name] = hashlib.sha256(text.encode()).hexdigest()
+        return self._fingerprints[name]

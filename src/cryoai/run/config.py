@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from cryoai.errors import InputError
+from cryoai.geometry.fourier import full_radius
 from cryoai.poses.encoder_input import CtfTreatment
 from cryoai.poses.pose_encoder import HeadKind
 from cryoai.training.losses import Domain
@@ -20,7 +21,7 @@ from cryoai.volumes import VolumeKind
 class BootstrapConfig(BaseModel):
     """The ab initio stage: mini-batch expectation-maximisation at low resolution."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     images: int = Field(default=20_000, ge=100)
     """At most this many images, drawn at random, are used."""
@@ -33,9 +34,28 @@ class BootstrapConfig(BaseModel):
     first_radius: float = Field(default=4.0, ge=2)
     """Shells (of a box that the particle half fills); the radius marches from here"""
     last_radius: float = Field(default=10.0, ge=4)
-    """to here."""
-    max_shift: float = Field(default=0.16, gt=0, lt=0.5)
-    """Largest translation tried, box lengths."""
+    """to here,"""
+    march: float = Field(default=0.7, gt=0, le=1)
+    """linearly over this share of the steps."""
+    max_shift_box_lengths: float = Field(default=0.16, gt=0, lt=0.5)
+    """Largest translation tried."""
+    keep: int = Field(default=16, ge=1)
+    """Poses of each image that are inserted, with their posterior weights."""
+    learning_rate: float = Field(default=0.3, gt=0, le=1)
+    """Share of a new mini-batch in the decaying sums, and in the noise spectrum."""
+    held_out_images: int = Field(default=500, ge=20)
+    """Images that no start sees, to judge them all by; at most a fifth of the images."""
+
+    @model_validator(mode="after")
+    def _march_outwards(self) -> BootstrapConfig:
+        if self.first_radius > self.last_radius:
+            raise ValueError(f"first_radius {self.first_radius:g} lies beyond last_radius {self.last_radius:g}")
+        return self
+
+    def in_box(self, box_size: int) -> BootstrapConfig:
+        """The same settings with radii that exist in a box of so many px."""
+        last = min(self.last_radius, full_radius(box_size))
+        return self.model_copy(update={"last_radius": last, "first_radius": min(self.first_radius, last)})
 
 
 class EncoderConfig(BaseModel):
@@ -141,27 +161,68 @@ class HybridConfig(BaseModel):
     """Of Adam."""
 
 
+class SearchRound(BaseModel):
+    """One global search: of the particles that fit badly after a round of the refinement."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    round: int = Field(ge=1)
+    """After which round."""
+    doubt: float = Field(gt=0)
+    """Standard deviations below a good fit from which a particle is searched again."""
+    finer: int = Field(default=1, ge=1)
+    """How many times more rotations than ``search_rotations``."""
+    reach: float = Field(default=1.0, gt=0, le=1)
+    """Share of the largest translation."""
+    sharper: float = Field(default=1.0, gt=0)
+    """Multiple of the search radius."""
+
+
+# Wide searches of the many come first; the last one, deep and at higher resolution, finds those whose low
+# frequencies the CTF has weakened.
+_SEARCHES = (
+    SearchRound(round=1, doubt=1.5, reach=0.8),
+    SearchRound(round=2, doubt=1.3, reach=0.8),
+    SearchRound(round=3, doubt=2.5, finer=4),
+    SearchRound(round=4, doubt=2.5, finer=4, reach=0.75, sharper=1.5),
+)
+
+
 class RefineConfig(BaseModel):
     """The gold-standard refinement."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     start_from_input_poses: bool = False
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
     max_rounds: int = Field(default=8, ge=0)
     """At most this many rounds of map and poses; with 0 the first poses are final."""
+    first_search_reach: float = Field(default=1.2, gt=0, le=3)
+    """Largest translation when every particle is posed against the bootstrap's map, as a multiple of its own."""
+    first_search_keep: int = Field(default=8, ge=1)
+    """Grid poses of each particle that are refined then."""
     search_rotations: int = Field(default=18_432, ge=500)
-    """Points of the SO(3) grid of the second global search."""
+    """Points of the SO(3) grid when doubtful particles are searched again."""
     search_radius: float = Field(default=12.0, ge=4)
-    """Shells of the second global search."""
-    max_shift: float = Field(default=0.28, gt=0, lt=0.5)
-    """Largest translation of the second global search, box lengths."""
+    """Shells of those searches."""
+    max_shift_box_lengths: float = Field(default=0.28, gt=0, lt=0.5)
+    """Largest translation of those searches."""
+    search_keep: int = Field(default=32, ge=1)
+    """Grid poses of each particle that are refined to the search radius; finer grids keep as many more."""
+    search_refined: int = Field(default=8, ge=1)
+    """How many of those are refined to the full radius."""
+    searches: tuple[SearchRound, ...] = _SEARCHES
+    """Which particles are searched again, when, and how far."""
+
+    def search_after(self, round_number: int) -> SearchRound | None:
+        """The search that follows a round, if there is one."""
+        return next((search for search in self.searches if search.round == round_number), None)
 
 
 class ReconstructConfig(BaseModel):
     """Every option of ``cryoai reconstruct``; the groups are set through ``--config``."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     method: Literal["search", "amortized", "hybrid"] = "hybrid"
     """How poses are found: by exhaustive search, by an encoder trained from scratch, or by whichever is faster."""
@@ -199,6 +260,17 @@ class ReconstructConfig(BaseModel):
     """The encoder after a bootstrap."""
     refine: RefineConfig = RefineConfig()
     """The refinement."""
+
+    @model_validator(mode="after")
+    def _poses_are_refined_in_halves(self) -> ReconstructConfig:
+        if self.refine.max_rounds == 0 and self.method != "amortized" and not self.known_poses:
+            raise ValueError("refine.max_rounds: 0 is for --method amortized; give at least 1")
+        return self
+
+    @property
+    def has_poses(self) -> bool:
+        """Whether the input's poses are used instead of finding new ones."""
+        return self.known_poses or self.refine.start_from_input_poses
 
 
 def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConfig:
@@ -240,14 +312,17 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
 
 
 def _explain(error: ValidationError) -> str:
+    """The first fault in words: which option, what is wrong with it, and the nearest name that exists."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
+    if first["type"] == "value_error":
+        # Ours, from a model's own check: a whole clause.
+        clause = first["msg"].removeprefix("Value error, ")
+        return f"{name}: {clause}" if name else clause
     if first["type"] != "extra_forbidden":
         return f"option '{name}': {first['msg'].lower()} (it is {first['input']!r})"
-    models = {
-        "": ReconstructConfig, "bootstrap": BootstrapConfig, "encoder": EncoderConfig,
-        "amortize": AmortizeConfig, "hybrid": HybridConfig, "refine": RefineConfig,
-    }  # fmt: skip
     group, _, key = name.rpartition(".")
-    near = difflib.get_close_matches(key, models.get(group, ReconstructConfig).model_fields, 1)
+    model = getattr(ReconstructConfig(), group) if group in ReconstructConfig.model_fields else ReconstructConfig()
+    known = type(model).model_fields if isinstance(model, BaseModel) else ReconstructConfig.model_fields
+    near = difflib.get_close_matches(key, known, 1)
     return f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")

@@ -1,0 +1,177 @@
+"""Every particle's first pose: the input's, or found from nothing by one of three ways."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from cryoai.ab_initio.starts import AbInitioResult, find_start, step_of_start
+from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
+from cryoai.amortized.on_a_map import train_on_map, uses_encoder
+from cryoai.amortized.posing import pose_all
+from cryoai.geometry.fourier import full_radius
+from cryoai.particles.dataset import ParticleData
+from cryoai.particles.sampling import sample_rows
+from cryoai.physics.noise import estimate_shell_power
+from cryoai.refinement.poses import reconstruct_halves, update_noise
+from cryoai.refinement.rounds import assign_all, diameter_px, own_references
+from cryoai.refinement.state import RefinementState, start_refinement
+from cryoai.run.context import Run
+from cryoai.training.trainer import StepRecord
+from cryoai.types import ParticleSet
+
+# Images that the first noise spectrum is measured on.
+_FOR_SPECTRUM = 2000
+_ASSIGNED = "assigned"
+
+
+@dataclass(frozen=True, eq=False)
+class FirstPoses:
+    """Poses to refine, and where they come from.
+
+    Attributes
+    ----------
+    state
+        The poses.
+    saved_as
+        The checkpoint that keeps them; None where they are the input's.
+    shared_shells
+        Shells within which both half-sets have seen the same map or encoder, so that their agreement there is no
+        evidence; 0 where they have not met.
+    ab_initio
+        The starts of the bootstrap, if there was one.
+    encoder, training
+        The trained encoder and its history, if there is one.
+    """
+
+    state: RefinementState
+    saved_as: str | None
+    shared_shells: float
+    ab_initio: AbInitioResult | None = None
+    encoder: TrainedEncoder | None = None
+    training: tuple[StepRecord, ...] = ()
+
+
+def find_first_poses(
+    data: ParticleData, particles: ParticleSet, run: Run, training: AmortizedResult | None
+) -> FirstPoses:
+    """The first poses, by the way that the options choose.
+
+    Parameters
+    ----------
+    data, particles
+        Images and metadata.
+    run
+        Options, checkpoints and progress.
+    training
+        Of encoder and volume, where it was done on a part of the set before all of it was read.
+    """
+    if run.config.has_poses:
+        state = _input_poses(data, particles, run)
+        if run.config.known_poses:
+            state = _whiten(data, state, run)
+        return FirstPoses(state, None, 0.0)
+    if run.config.method == "amortized":
+        return _by_encoder_from_scratch(data, run, training)
+    return _by_bootstrap(data, run)
+
+
+def _input_poses(data: ParticleData, particles: ParticleSet, run: Run) -> RefinementState:
+    """The input's poses and, if it has them, its half-sets."""
+    pose, usable = particles.pose, data.judgement.usable
+    assert pose is not None
+    start = start_refinement(data, _first_noise(data), run.config.seed)
+    half = start.half
+    subset = particles.random_subset
+    if subset is None:
+        run.warn(
+            "the input has poses but no half-sets: its poses may come from one common map, and the resolution "
+            "is then too good"
+        )
+    elif min(np.sum(usable & (subset == k)) for k in (1, 2)) < 2:
+        run.warn(
+            "the input's half-sets leave one half empty; a random split is used, and the resolution may be too good"
+        )
+    else:
+        half = np.where(usable, subset - 1, -1)
+    return replace(
+        start,
+        rotation=torch.from_numpy(pose.rotation.astype(np.float32)),
+        translation=torch.from_numpy(pose.translation.astype(np.float32)),
+        half=half,
+    )
+
+
+def _whiten(data: ParticleData, state: RefinementState, run: Run) -> RefinementState:
+    """The noise spectrum that belongs to fixed poses."""
+    full = full_radius(data.disk.box_size)
+    with run.progress.step("Noise spectrum", len(state.used)) as done:
+        halves = reconstruct_halves(data, state, full, diameter_px(run.config, data), done)
+    return update_noise(data, state, own_references(data, state, halves), full)
+
+
+def _first_noise(data: ParticleData) -> torch.Tensor:
+    batch = data.batch(sample_rows(data.usable_rows, _FOR_SPECTRUM))
+    return estimate_shell_power(batch.images, batch.disk).clamp(min=1e-12)
+
+
+def _by_encoder_from_scratch(data: ParticleData, run: Run, training: AmortizedResult | None) -> FirstPoses:
+    """Encoder and volume from scratch, then every particle's pose from them."""
+    config = run.config
+    if training is None:
+        with run.timed("training"):
+            training = train_from_scratch(data, config, run.checkpoint, run.progress)
+    # Half-maps that start from one wrong map agree; only another beginning tells.
+    run.progress.say("Trained once: whether another --seed would find the same map is not known")
+    if training.skipped:
+        run.warn(f"{training.skipped} batches had no finite loss and were skipped in training")
+    refine = config.refine.max_rounds > 0
+    if not refine:
+        run.warn(
+            "all poses come from one volume and were not refined in halves: the resolution is too good "
+            "(refine.max_rounds)"
+        )
+    trained, volume = training.trained, training.volume
+    radius = min(config.amortize.search_radius, config.amortize.last_radius)
+
+    def pose() -> RefinementState:
+        state = start_refinement(data, trained.noise_power, config.seed)
+        return pose_all(data, state, trained, volume, radius, run.progress, refine=refine)
+
+    with run.timed("posing"):
+        inputs = {"refine": refine, "search_radius": radius, "seed": config.seed}
+        state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after="training")
+    return FirstPoses(state, _ASSIGNED, training.shared_shells, encoder=trained, training=training.history)
+
+
+def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
+    """A map from nothing, then every particle's pose against it: by search, or by an encoder trained on it."""
+    config = run.config
+    with run.timed("bootstrap"):
+        ab_initio = find_start(data, run)
+    best = ab_initio.best
+    encoder, history = None, ()
+    after = step_of_start(ab_initio.best_number)
+    if uses_encoder(config, len(data.usable_rows), data.device):
+        with run.timed("training"):
+            encoder, history = train_on_map(data, best, config, run.checkpoint, run.progress)
+        after = "encoder_training"
+
+    def pose() -> RefinementState:
+        noise = _first_noise(data)
+        noise[: len(best.noise_power)] = best.noise_power
+        state = start_refinement(data, noise, config.seed)
+        if encoder is None:
+            return assign_all(data, state, best.volume, config, run.progress)
+        return pose_all(data, state, encoder, best.volume, encoder.radius, run.progress)
+
+    with run.timed("posing"):
+        inputs = {
+            "bootstrap": config.bootstrap, "reach": config.refine.first_search_reach,
+            "keep": config.refine.first_search_keep, "seed": config.seed,
+        }  # fmt: skip
+        state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
+    return FirstPoses(state, _ASSIGNED, config.bootstrap.last_radius, ab_initio, encoder, history)

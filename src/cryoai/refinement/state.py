@@ -1,0 +1,63 @@
+"""What a refinement carries from round to round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoai.particles.dataset import ParticleData
+from cryoai.run.streams import numpy_stream
+
+
+@dataclass(frozen=True, eq=False)
+class RefinementState:
+    """Everything a refinement carries from round to round; one entry per particle of the set.
+
+    Attributes
+    ----------
+    rotation
+        (n, 3, 3).
+    translation
+        (n, 2), Å.
+    half
+        (n,) 0 or 1; -1 for particles left out.
+    noise_power
+        ``E|noise|²`` per shell.
+    confidence
+        (n,) probability that the pose is in the right basin; 0 for particles left out.
+    rotation_std, translation_std
+        (n,) radians and Å, from the Gauss-Newton Hessian.
+    """
+
+    rotation: Float[Tensor, "n 3 3"]
+    translation: Float[Tensor, "n 2"]
+    half: Int[np.ndarray, " n"]
+    noise_power: Float[Tensor, " shells"]
+    confidence: Float[Tensor, " n"]
+    rotation_std: Float[Tensor, " n"]
+    translation_std: Float[Tensor, " n"]
+
+    def rows(self, half: int) -> Int[np.ndarray, " m"]:
+        """The particles of one half."""
+        return np.flatnonzero(self.half == half)
+
+    @property
+    def used(self) -> Int[np.ndarray, " m"]:
+        """The particles that take part."""
+        return np.flatnonzero(self.half >= 0)
+
+
+def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> RefinementState:
+    """Split the usable particles in two at random; poses are still to be found."""
+    n = len(data)
+    half = np.full(n, -1)
+    shuffled = numpy_stream(seed, "half-sets").permutation(data.usable_rows)
+    half[shuffled[0::2]], half[shuffled[1::2]] = 0, 1
+    return RefinementState(
+        torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
+        torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
+    )  # fmt: skip
