@@ -17,9 +17,9 @@ from torch import Tensor
 
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.physics.image_formation import form_images_quickly, residual_power
+from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
-from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.tensors import ParticleBatch
@@ -133,10 +133,10 @@ def update_noise(
     for half, volume in enumerate(references):
         rows = state.rows(half)
         for part, batch in data.batches(rows[:: max(1, len(rows) // _NOISE_PARTICLES)], CHUNK, radius):
-            model = slice_quickly(volume, state.rotation[part], batch.disk) * batch.ctf
-            model = model * compute_shift(state.translation[part], batch.disk, batch.pixel_size)
-            residual = batch.images - model
-            power += batch.disk.mean_per_shell((residual.abs() ** 2).sum(0))
+            model = form_images_quickly(
+                volume, state.rotation[part], state.translation[part], batch.ctf, batch.disk, batch.pixel_size
+            )
+            power += residual_power(batch, model) * len(part)
             count += len(part)
     measured = power / max(1, count)
     noise = state.noise_power.clone()
@@ -264,8 +264,7 @@ def fit_gain(
         Their poses; Å.
     """
     precision = 1 / noise_power[batch.disk.shell]
-    model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
-    model = model * compute_shift(translation, batch.disk, batch.pixel_size)
+    model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, batch.pixel_size)
     power = ((model.real**2 + model.imag**2) * precision).sum(1)
     product = batch.images * model.conj()
     return 2 * (product.real * precision).sum(1) - power, power
