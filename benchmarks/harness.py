@@ -23,8 +23,9 @@ from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.from_scratch import make_encoder, training_settings
 from cryoai.amortized.posing import EncoderInference, best_of_encoder
 from cryoai.geometry.fourier import full_radius
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
-from cryoai.metrics.fsc import compute_fsc, make_soft_sphere
+from cryoai.metrics.fsc import compute_fsc
 from cryoai.metrics.pose_error import compute_pose_errors
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power

@@ -14,9 +14,9 @@ import torch
 from scipy.ndimage import map_coordinates
 from scipy.optimize import minimize
 
-from cryoai.geometry.fourier import fft3, ifft3, radial_distance
+from cryoai.geometry.fourier import fft3, ifft3
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.fsc import half_space_radius
+from cryoai.geometry.shells import half_space_radius, mean_per_shell, radial_distance
 
 _NORMALS, _SHELLS = 600, 6
 _OFFSETS = (-2.0, -1.0, 0.0, 1.0, 2.0)
@@ -128,8 +128,8 @@ def _prepare(density: torch.Tensor, shells: int) -> tuple[np.ndarray, np.ndarray
     box = density.shape[-1]
     distance = radial_distance(box, 3)
     inside = (distance <= box // 2 - 1).numpy()
-    spectrum, shell = fft3(density.float()), half_space_radius(box).round().long()
-    power = torch.zeros(int(shell.max()) + 1).index_add_(0, shell.flatten(), spectrum.abs().square().flatten())
-    amplitude = (power / torch.bincount(shell.flatten())).sqrt()[shell]
+    spectrum = fft3(density.float())
+    shell = half_space_radius(spectrum.shape).round().long()
+    amplitude = mean_per_shell(spectrum.abs().square().flatten(), shell.flatten()).sqrt()[shell]
     whitened = (spectrum / amplitude.clamp(min=1e-20)).masked_fill((shell > shells) | (shell == 0), 0)
     return ifft3(whitened, box).numpy(), np.argwhere(inside)[:, ::-1] - box // 2

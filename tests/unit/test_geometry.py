@@ -13,7 +13,6 @@ from cryoai.geometry.fourier import (
     images_to_disk,
     largest_radius,
     make_fourier_disk,
-    radial_distance,
     resample,
 )
 from cryoai.geometry.rotations import (
@@ -24,6 +23,7 @@ from cryoai.geometry.rotations import (
     rotation_from_vector,
     rotation_to_euler_zyz,
 )
+from cryoai.geometry.shells import radial_distance
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
 
 

@@ -3,6 +3,7 @@ import pytest
 import torch
 
 from cryoai.geometry.rotations import random_rotations
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import (
     MIRROR,
     MapAlignment,
@@ -11,7 +12,7 @@ from cryoai.metrics.alignment import (
     mirror_rotation,
     mirror_volume,
 )
-from cryoai.metrics.fsc import compute_fsc, make_soft_sphere
+from cryoai.metrics.fsc import compute_fsc
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def test_apply_alignment_is_the_documented_equation():
 @pytest.mark.parametrize("box", [48, 49])
 def test_apply_alignment_round_trip_keeps_high_frequencies(box):
     rotation, shift = random_transform(seed=4)
-    sphere = make_soft_sphere(box, radius=box / 2 - 6)
+    sphere = make_soft_sphere(box, radius_px=box / 2 - 6)
     volume = torch.randn(box, box, box, generator=torch.Generator().manual_seed(0)) * sphere
     there = apply_alignment(volume, MapAlignment(rotation, shift, False, 1.0))
     back = apply_alignment(there, MapAlignment(rotation.T, -rotation.T @ shift, False, 1.0))

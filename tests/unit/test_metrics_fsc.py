@@ -3,7 +3,8 @@ import pytest
 import torch
 
 from cryoai.geometry.fourier import largest_radius
-from cryoai.metrics.fsc import FscCurve, compute_fsc, make_soft_sphere, phase_randomised_fsc
+from cryoai.geometry.soft_masks import make_soft_sphere
+from cryoai.metrics.fsc import FscCurve, compute_fsc, phase_randomised_fsc
 
 
 @pytest.fixture(params=[32, 33])
@@ -61,7 +62,7 @@ def test_phase_randomisation_removes_the_correlation_made_by_the_mask():
     radius = (k[:, None, None] ** 2 + k[:, None] ** 2 + k**2).sqrt()
     # A strong common signal at low shells, independent noise everywhere; the mask leaks one into the other.
     signal = torch.fft.ifftn(torch.fft.fftn(noise(box, 2)) * torch.exp(-((radius / 4) ** 2))).real * 40
-    mask = make_soft_sphere(box, radius=6, edge=1.5)
+    mask = make_soft_sphere(box, radius_px=6, edge_px=1.5)
     curves = phase_randomised_fsc(signal + noise(box, 3), signal + noise(box, 4), mask, generator)
     beyond = slice(curves.randomisation_shell + 5, None)
     assert curves.masked.correlation[: curves.randomisation_shell - 1].min() > 0.8

@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from cryoai.geometry.fourier import radial_distance
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
+from cryoai.geometry.shells import radial_distance
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.phantom import make_phantom
 from cryoai.refinement.confidence import (
@@ -21,12 +22,12 @@ from cryoai.refinement.confidence import (
     noise_quality,
 )
 from cryoai.refinement.global_search import _distinct
-from cryoai.refinement.masks import make_solvent_mask, make_sphere_mask
+from cryoai.refinement.masks import make_solvent_mask
 from cryoai.tensors import PoseHypotheses
 
 
 def test_sphere_mask_is_one_inside_and_zero_outside() -> None:
-    mask = make_sphere_mask(32, 16, edge=4)
+    mask = make_soft_sphere(32, 12, edge_px=4)
     distance = radial_distance(32, 3)
     assert (mask[distance <= 8] == 1).all() and (mask[distance >= 12] == 0).all()
 

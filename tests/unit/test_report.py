@@ -11,7 +11,8 @@ from PIL import Image
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import fft3, ifft3
-from cryoai.metrics.fsc import make_soft_sphere, phase_randomised_fsc
+from cryoai.geometry.soft_masks import make_soft_sphere
+from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import FourierVolume, make_accumulator
 from cryoai.reconstruction.result import ReconstructionResult

@@ -22,9 +22,9 @@ from cryoai.geometry.fourier import (
     full_radius,
     images_to_disk,
     make_fourier_disk,
-    radial_distance,
 )
 from cryoai.geometry.rotations import random_rotations, rotation_angle
+from cryoai.geometry.shells import radial_distance
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.simulate import draw_ctf

@@ -4,7 +4,8 @@ from torch.func import functional_call
 
 from cryoai.geometry.fourier import full_radius, images_to_disk, make_fourier_disk
 from cryoai.geometry.rotations import random_rotations
-from cryoai.physics.slicing import grid_radius, grid_shape, slice_volume, volume_from_map
+from cryoai.geometry.shells import half_space_radius
+from cryoai.physics.slicing import grid_shape, slice_volume, volume_from_map
 from cryoai.volumes import (
     AbstractVolume,
     FourierGrid,
@@ -241,7 +242,7 @@ def test_the_padded_grid_has_the_shape_asked_for(kind, box):
 def test_the_padded_grid_of_a_network_is_zero_beyond_its_radius(kind):
     volume = make(kind)
     values = volume.to_fourier_volume(7.0).values
-    outside = grid_radius(values.shape[:3], 2) > RADIUS
+    outside = half_space_radius(values.shape, 2) > RADIUS
     assert (values[outside] == 0).all() and (values[~outside] != 0).any(-1).all()
 
 

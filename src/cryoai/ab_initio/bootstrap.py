@@ -14,10 +14,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.geometry.rotations import random_rotations
-from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.geometry.shells import half_space_radius, mean_per_shell
+from cryoai.physics.image_formation import form_images_quickly, residual_power
+from cryoai.physics.insertion import Inserter
 from cryoai.physics.noise import estimate_shell_power
-from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, grid_radius
-from cryoai.physics.translation import compute_shift
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
 from cryoai.run.config import BootstrapConfig
 from cryoai.tensors import ParticleBatch
@@ -103,18 +104,12 @@ def run_bootstrap(
 
 def regularised_volume(total: VolumeAccumulator, radius: float) -> FourierVolume:
     """Numerator over weight, with a ridge that follows each shell's mean weight; nothing beyond ``radius`` + 1."""
-    distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+    distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
     shell = distance.round().long()
-    mean = shell_mean(total.weight, shell)
+    mean = mean_per_shell(total.weight.flatten(), shell.flatten())
     values = total.numerator / (total.weight + _RIDGE * mean[shell] + 1e-6)[..., None]
     values[distance > radius + 1] = 0
     return FourierVolume(values, total.box_size, total.padding)
-
-
-def shell_mean(values: Tensor, shell: Tensor) -> Tensor:
-    """Mean of a grid over each shell."""
-    count = torch.bincount(shell.flatten()).clamp(min=1)
-    return torch.bincount(shell.flatten(), weights=values.flatten()).to(values.dtype) / count
 
 
 def _insert_random_poses(
@@ -151,7 +146,9 @@ def _step(
     image_of = torch.arange(len(batch))[:, None].expand_as(weight)[kept]
     inserter = _make_inserter(batch, volume.device)
     inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
-    measured = _residual_power(inside, volume, found.rotation[:, 0], found.translation[:, 0])
+    best = found.rotation[:, 0], found.translation[:, 0]
+    model = form_images_quickly(volume, *best, inside.ctf, inside.disk, inside.pixel_size)
+    measured = residual_power(inside, model)
     noise_power, shells = noise_power.clone(), slice(1, len(measured))
     noise_power[shells] += settings.learning_rate * (measured[shells] - noise_power[shells])
     return inserter.result(), noise_power
@@ -160,11 +157,3 @@ def _step(
 def _rotations_at(radius: float, settings: BootstrapConfig) -> int:
     share = (radius / settings.last_radius) ** 3
     return int(settings.rotations * max(share, _FEWEST_ROTATIONS))
-
-
-def _residual_power(
-    batch: ParticleBatch, volume: FourierVolume, rotation: Tensor, translation: Tensor
-) -> Float[Tensor, " shells"]:
-    model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
-    model = model * compute_shift(translation, batch.disk, batch.pixel_size)
-    return estimate_shell_power(batch.images - model, batch.disk)

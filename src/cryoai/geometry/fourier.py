@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
+from cryoai.geometry.shells import mean_per_shell
+
 
 @dataclass(frozen=True, eq=False)
 class FourierDisk:
@@ -70,11 +72,7 @@ class FourierDisk:
 
     def mean_per_shell(self, values: Float[Tensor, " n"]) -> Float[Tensor, " shells"]:
         """Average of ``values`` over each ring; the empty shell 0 is 0."""
-        total = torch.zeros(self.shell_count, dtype=values.dtype, device=values.device)
-        count = total.clone()
-        total.index_add_(0, self.shell, values)
-        count.index_add_(0, self.shell, torch.ones_like(values))
-        return total / count.clamp(min=1)
+        return mean_per_shell(values, self.shell, self.shell_count)
 
 
 def largest_radius(box_size: int) -> int:
@@ -168,14 +166,3 @@ def resample(array: Float[Tensor, "*any"], box_size: int, dimensions: int) -> Fl
     kept = torch.fft.ifftshift(crop_or_pad(kept, box_size, dims), dim=dims)
     scale = (box_size / old) ** dimensions
     return torch.fft.fftshift(torch.fft.ifftn(kept, dim=dims), dim=dims).real * scale
-
-
-def radial_distance(box_size: int, dimensions: int) -> Float[Tensor, "*box"]:
-    """Distance of each voxel or pixel from the centre ``box // 2``, px."""
-    axis = torch.arange(box_size, dtype=torch.float32) - box_size // 2
-    squared = torch.zeros((box_size,) * dimensions)
-    for dim in range(dimensions):
-        shape = [1] * dimensions
-        shape[dim] = box_size
-        squared = squared + axis.reshape(shape) ** 2
-    return squared.sqrt()

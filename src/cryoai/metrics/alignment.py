@@ -22,7 +22,8 @@ from scipy.ndimage import map_coordinates
 from torch import Tensor
 
 from cryoai.geometry.fourier import fft3, ifft3, largest_radius, resample
-from cryoai.metrics.fsc import half_space_radius, make_soft_sphere
+from cryoai.geometry.shells import half_space_radius
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.map_fit import (
     Candidates,
     Target,
@@ -101,8 +102,9 @@ def apply_alignment(density: Float[Tensor, "box box box"], alignment: MapAlignme
     """
     box = density.shape[-1]
     # The corners of Fourier space would be turned past Nyquist and alias back into the shells that count.
-    beyond = half_space_radius(box).round() > largest_radius(box)
-    ball = ifft3(fft3(density.detach().cpu()).masked_fill(beyond, 0), box)
+    spectrum = fft3(density.detach().cpu())
+    beyond = half_space_radius(spectrum.shape).round() > largest_radius(box)
+    ball = ifft3(spectrum.masked_fill(beyond, 0), box)
     fine = resample(ball, _PAD * box, 3).numpy()
     axis = np.arange(box) - box // 2
     matrix = alignment.matrix[::-1, ::-1]  # arrays are zyx

@@ -10,13 +10,14 @@ from pathlib import PurePosixPath
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from scipy.ndimage import binary_dilation, distance_transform_edt, gaussian_filter
+from scipy.ndimage import binary_dilation, gaussian_filter
 from torch import Tensor
 
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import resample
+from cryoai.geometry.soft_masks import make_soft_sphere, soften_mask
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
-from cryoai.metrics.fsc import FscCurve, compute_fsc, make_soft_sphere
+from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.metrics.pose_error import PoseErrors, compute_pose_errors
 from cryoai.types import Map, Pose
 
@@ -176,9 +177,7 @@ def make_density_mask(
     """
     smooth = gaussian_filter(density.detach().cpu().numpy().astype(np.float64), 1.0)
     inside = binary_dilation(smooth > threshold * np.percentile(smooth, 99.9), iterations=dilation_px)
-    distance = np.asarray(distance_transform_edt(np.logical_not(inside)))
-    mask = 0.5 + 0.5 * np.cos(np.pi * np.clip(distance / edge_px, 0, 1))
-    return torch.from_numpy(mask).to(density)
+    return soften_mask(np.asarray(inside), 0.0, edge_px).to(density)
 
 
 def _require_pair(what: str, estimated: object, true: object) -> None:

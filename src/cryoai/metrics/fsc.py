@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoai.geometry.fourier import fft3, ifft3, largest_radius, radial_distance
+from cryoai.geometry.fourier import fft3, ifft3, largest_radius
+from cryoai.geometry.shells import half_space_radius, sum_per_shell
 
 _RANDOMISE_BELOW = 0.8
 # A mask smears each coefficient over a few neighbours: right behind the randomisation shell the masked maps
@@ -152,40 +153,25 @@ def phase_randomised_fsc(
     return CorrectedFsc(curve, masked, unmasked, randomised, start)
 
 
-def make_soft_sphere(box_size: int, radius: float | None = None, edge: float = 3.0) -> Float[Tensor, "box box box"]:
-    """Make a spherical mask: 0 from ``radius`` px (default ``box_size / 2 - 1``), cosine edge, 1 inside."""
-    outer = box_size / 2 - 1 if radius is None else radius
-    depth = ((outer - radial_distance(box_size, 3)) / edge).clamp(0, 1)
-    return 0.5 - 0.5 * torch.cos(math.pi * depth)
-
-
 def _spectra_fsc(
     a: Complex[Tensor, "z y half"], b: Complex[Tensor, "z y half"], box_size: int, voxel_size: float
 ) -> FscCurve:
     """Correlate two half-space transforms as `fft3` gives them."""
-    radius = half_space_radius(box_size).to(a.device)
-    shell = radius.round().long()
-    inside = (shell >= 1) & (shell <= largest_radius(box_size))
-    # All but the plane kx = 0 stand for themselves and for their Friedel mate.
+    shell = half_space_radius(a.shape, device=a.device).round().long().flatten()
+    count = largest_radius(box_size) + 1
+    # Each coefficient stands for itself and for its Friedel mate, but for those of the plane kx = 0.
     weight = torch.full((a.shape[-1],), 2.0, dtype=torch.float64, device=a.device)
     weight[0] = 1.0
-    weight = weight.expand(a.shape)[inside]
-    a, b, shell = a[inside], b[inside], shell[inside]
+    inside = (shell >= 1) & (shell < count)
+    weight, shell = weight.expand(a.shape).flatten()[inside], shell[inside]
+    a, b = a.flatten()[inside], b.flatten()[inside]
 
     def total(values: Tensor) -> Tensor:
-        summed = torch.zeros(largest_radius(box_size) + 1, dtype=torch.float64, device=a.device)
-        return summed.index_add_(0, shell, values.double() * weight)[1:]
+        return sum_per_shell(values.double() * weight, shell, count)[1:]
 
     norm = (total(a.abs() ** 2) * total(b.abs() ** 2)).sqrt()
     correlation = torch.where(norm > 0, total((a * b.conj()).real) / norm.clamp(min=1e-300), 0.0)
     return FscCurve(np.arange(1, len(correlation) + 1), correlation.cpu().numpy(), box_size, voxel_size)
-
-
-def half_space_radius(box_size: int) -> Float[Tensor, "box box half"]:
-    """Give the radius of each coefficient of `fft3`, shells."""
-    axis = torch.arange(box_size, dtype=torch.float32) - box_size // 2
-    half = torch.arange(box_size // 2 + 1, dtype=torch.float32)
-    return (axis[:, None, None] ** 2 + axis[None, :, None] ** 2 + half**2).sqrt()
 
 
 def _randomise_phases(
@@ -196,6 +182,6 @@ def _randomise_phases(
     # The phases of white noise are uniform and already have the Friedel symmetry of a real map.
     noise = fft3(torch.randn(volume.shape, generator=generator).to(volume))
     spectrum = fft3(volume)
-    beyond = half_space_radius(box).round().to(volume.device) >= start
+    beyond = half_space_radius(spectrum.shape, device=volume.device).round() >= start
     random = spectrum.abs() * noise / noise.abs().clamp(min=1e-30)
     return ifft3(torch.where(beyond, random, spectrum), box)

@@ -13,10 +13,12 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoai.geometry.fourier import crop_or_pad, fft3, largest_radius, radial_distance
+from cryoai.geometry.fourier import crop_or_pad, fft3, largest_radius
+from cryoai.geometry.half_space import read_half_space
 from cryoai.geometry.rotations import nearest_rotation, rotation_angle, rotation_from_vector
+from cryoai.geometry.shells import half_space_axes, half_space_radius, mean_per_shell, radial_distance
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
-from cryoai.metrics.fsc import half_space_radius
+from cryoai.physics.slicing import gridding_correction
 
 # Fourier points per shell, for interpolation.
 _PAD = 2
@@ -87,15 +89,16 @@ class Candidates:
 def make_target(reference: Float[Tensor, "box box box"]) -> Target:
     """Transform a reference and its derivatives."""
     box = reference.shape[-1]
-    axis = (torch.arange(box, dtype=torch.float32) - box // 2).to(reference)
-    kz, ky, kx = torch.meshgrid(axis, axis, axis.new_tensor(range(box // 2 + 1)), indexing="ij")
-    radius = half_space_radius(box).to(reference)
+    half_space = (box, box, box // 2 + 1)
+    kz, ky, kx = torch.broadcast_tensors(*(k.to(reference) for k in half_space_axes(half_space)))
+    radius = half_space_radius(half_space).to(reference)
     once = (kx > 0) | (ky > 0) | ((ky == 0) & (kz > 0))  # one of each Friedel pair
     chosen = (once & (radius.round() >= 1) & (radius.round() <= largest_radius(box))).flatten().nonzero()[:, 0]
     place = chosen[torch.argsort(radius.flatten()[chosen], stable=True)]
     frequency = torch.stack([k.flatten()[place] for k in (kx, ky, kz)], -1)
     shell = radius.flatten()[place].round().long() - 1
     coefficient = fft3(reference).flatten()[place]
+    axis = (torch.arange(box, dtype=torch.float32) - box // 2).to(reference)
     x, y, z = axis[None, None, :], axis[None, :, None], axis[:, None, None]
     moment = torch.stack([fft3(reference * r).flatten()[place] for r in (x, y, z)], -1)
     turn = -2j * math.pi / box
@@ -107,22 +110,14 @@ def make_target(reference: Float[Tensor, "box box box"]) -> Target:
     return Target(box, frequency, place, shell, coefficient / size, (jacobian / size[:, None]).mT.contiguous())
 
 
-def _shell_sum(values: Float[Tensor, "c n"], shell: Int[Tensor, " n"]) -> Float[Tensor, "c shells"]:
-    total = values.new_zeros(len(values), int(shell[-1]) + 1)
-    return total.index_add_(1, shell, values)
-
-
 def _shell_rms(values: Complex[Tensor, "c n"], shell: Int[Tensor, " n"]) -> Float[Tensor, "c shells"]:
-    count = torch.bincount(shell)
-    return (_shell_sum(values.abs() ** 2, shell) / count).sqrt().clamp(min=1e-20)
+    return mean_per_shell(values.abs() ** 2, shell).sqrt().clamp(min=1e-20)
 
 
 def padded_spectrum(density: Float[Tensor, "box box box"]) -> Complex[Tensor, "z y half"]:
     """Transform on a finer Fourier grid, corrected for the roll-off of trilinear interpolation in it."""
     box = density.shape[-1]
-    axis = (torch.arange(box, dtype=torch.float32) - box // 2).to(density) / (_PAD * box)
-    roll_off = torch.sinc(axis) ** 2
-    corrected = density / (roll_off[:, None, None] * roll_off[:, None] * roll_off)
+    corrected = density / gridding_correction(box, _PAD, density.device)
     return fft3(crop_or_pad(corrected, _PAD * box, (0, 1, 2)))
 
 
@@ -131,20 +126,6 @@ def _crop_spectrum(spectrum: Complex[Tensor, "z y half"], radius: int) -> Float[
     reach = min(_PAD * (radius + 1) + 1, spectrum.shape[-1] - 1)
     cropped = crop_or_pad(spectrum, 2 * reach + 1, (0, 1))[..., : reach + 1]
     return torch.stack((cropped.real, cropped.imag))
-
-
-def _sample(channels: Float[Tensor, "2 d d w"], points: Float[Tensor, "c n 3"]) -> Complex[Tensor, "c n"]:
-    """Trilinear interpolation of a half-space spectrum at frequencies (shells, xyz)."""
-    # Points in the missing half are read at their Friedel mate and conjugated.
-    mate = points[..., :1] < 0
-    places = torch.where(mate, -points, points) * _PAD
-    reach = channels.shape[-1] - 1
-    places = places / reach - places.new_tensor([1.0, 0.0, 0.0]) * (1 - places / reach)
-    # One volume for each row, all of them the same memory: PyTorch's threads share the work by volumes.
-    values = torch.nn.functional.grid_sample(
-        channels.expand(len(points), *channels.shape), places[:, None, None], align_corners=True
-    )[:, :, 0, 0]
-    return torch.complex(values[:, 0], torch.where(mate[..., 0], -values[:, 1], values[:, 1]))
 
 
 def search_rotations(
@@ -166,7 +147,7 @@ def search_rotations(
     grid = make_so3_grid(_SEARCH_ROTATIONS).to(density)
     parts = []
     for rotation in grid.split(1024):
-        values = _sample(channels, torch.einsum("cij,nj->cni", rotation, frequency)) * weight
+        values = read_half_space(channels, torch.einsum("cij,nj->cni", rotation, frequency) * _PAD) * weight
         for hand, target in enumerate(targets):
             product = values * target.coefficient.conj()
             score = product.real @ phase.real - product.imag @ phase.imag
@@ -214,7 +195,7 @@ def _turned(
     """The map's coefficients at each pose, where the target's are."""
     points = torch.einsum("cij,nj->cni", rotation.to(target.frequency), target.frequency)
     phase = torch.einsum("cni,ci->cn", points, shift.to(points)) * (2 * math.pi / target.box_size)
-    return _sample(channels, points) * torch.polar(torch.ones_like(phase), phase)
+    return read_half_space(channels, points * _PAD) * torch.polar(torch.ones_like(phase), phase)
 
 
 def gauss_newton(
@@ -227,7 +208,7 @@ def gauss_newton(
     """
     values = values / _shell_rms(values, target.shell)[:, target.shell]
     product = (values * target.coefficient.conj()).real
-    fsc = _shell_sum(product, target.shell) / torch.bincount(target.shell)
+    fsc = mean_per_shell(product, target.shell)
     bounded = fsc.clamp(0.02, 0.98)
     weight = bounded / (1 - bounded**2)
     # Where the FSC is low because the pose is off, dividing by it would overshoot: 0.5 at least.

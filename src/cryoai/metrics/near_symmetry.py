@@ -9,8 +9,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.geometry.rotations import rotation_angle
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import MapAlignment
-from cryoai.metrics.fsc import make_soft_sphere
 from cryoai.metrics.map_fit import make_target, padded_spectrum, refine_candidates, search_rotations
 
 

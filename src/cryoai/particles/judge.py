@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, radial_distance
+from cryoai.geometry.fourier import FourierDisk
+from cryoai.geometry.shells import radial_distance
 
 # A contrast sign is believed when the set's mean differs from zero by this many standard errors.
 _CONTRAST_Z = 5.0

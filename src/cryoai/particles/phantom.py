@@ -11,6 +11,7 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryoai.geometry.fourier import crop_or_pad, fft3, ifft3
+from cryoai.geometry.shells import half_space_axes
 from cryoai.types import Map
 
 _HELIX_RISE, _HELIX_RADIUS, _HELIX_TURN_DEG = 1.5, 2.3, 100.0  # Å per residue, Å, per residue: an α-helix
@@ -101,13 +102,9 @@ def _gaussians_on_grid(
     fine = 2 * box_size if box_size <= _LARGEST_DOUBLED_BOX else box_size
     transform = fft3(_spread(positions[:, ::-1] * (fine / box_size) + fine // 2, fine))
     transform = crop_or_pad(transform, box_size, (0, 1))[:, :, : box_size // 2 + 1].clone()
-    centred = torch.arange(box_size) - box_size // 2
-    half = torch.arange(box_size // 2 + 1)
     decay = -2 * (math.pi * sigma / box_size) ** 2
-    for axis, frequency in enumerate((centred, centred, half)):
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        transform *= torch.exp(decay * frequency**2).reshape(shape)
+    for frequency in half_space_axes(transform.shape):
+        transform *= torch.exp(decay * frequency**2)
     if box_size % 2 == 0:
         # The Nyquist plane of an even box has no partner of the opposite sign, so it could not be real.
         transform[0], transform[:, 0], transform[:, :, -1] = 0, 0, 0

@@ -15,10 +15,9 @@ from cryoai.errors import InputError
 from cryoai.geometry.fourier import crop_or_pad, disk_to_images, make_fourier_disk, resample
 from cryoai.geometry.rotations import random_rotations
 from cryoai.physics.ctf import compute_ctf
-from cryoai.physics.insertion import slice_quickly
+from cryoai.physics.image_formation import form_images_quickly
 from cryoai.physics.noise import make_white_noise
 from cryoai.physics.slicing import volume_from_map
-from cryoai.physics.translation import compute_shift
 from cryoai.types import CtfParameters, Map, Pose
 
 CHUNK = 500
@@ -169,12 +168,11 @@ class Simulator:
         rng = np.random.default_rng(np.random.SeedSequence([settings.seed, start // self._chunk]))
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pose = self._poses(start, generator)[:count]
-        image = slice_quickly(self._volume, torch.from_numpy(pose.rotation), self._disk)
-        image = image * compute_shift(torch.from_numpy(pose.translation), self._disk, self.pixel_size)
-        ctf = None
-        if settings.use_ctf:
-            ctf = self._ctfs(start, rng)[:count]
-            image = image * compute_ctf(ctf, self._disk, self.pixel_size)
+        ctf = self._ctfs(start, rng)[:count] if settings.use_ctf else None
+        image = form_images_quickly(
+            self._volume, torch.from_numpy(pose.rotation), torch.from_numpy(pose.translation),
+            None if ctf is None else compute_ctf(ctf, self._disk, self.pixel_size), self._disk, self.pixel_size,
+        )  # fmt: skip
         return disk_to_images(image, self._disk), pose, ctf, generator
 
     def _poses(self, start: int, generator: torch.Generator) -> Pose:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Complex, Float, Int
+from jaxtyping import Complex, Float
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, full_radius, ifft3
+from cryoai.geometry.half_space import fold_to_half_space, trilinear_neighbours
 from cryoai.precision import full_precision
 
 
@@ -97,15 +98,6 @@ def make_accumulator(
     )
 
 
-def grid_radius(shape: tuple[int, ...], padding: int, device: torch.device | str = "cpu") -> Float[Tensor, "z y x"]:
-    """Distance of each grid point from the origin, in shells."""
-    size_z, size_y, size_x = shape[:3]
-    z = torch.arange(size_z, device=device, dtype=torch.float32) - size_z // 2
-    y = torch.arange(size_y, device=device, dtype=torch.float32) - size_y // 2
-    x = torch.arange(size_x, device=device, dtype=torch.float32)
-    return (z[:, None, None] ** 2 + y[:, None] ** 2 + x**2).sqrt() / padding
-
-
 def gridding_correction(box_size: int, padding: int, device: torch.device | str = "cpu") -> Float[Tensor, "z y x"]:
     """What trilinear interpolation of the padded transform multiplies the map by: sinc² along each axis."""
     axis = (torch.arange(box_size, device=device, dtype=torch.float32) - box_size // 2) / (padding * box_size)
@@ -155,7 +147,7 @@ def slice_volume(
     ``slice(k) = V(R [kx, ky, 0])`` (the Fourier slice theorem; Levy et al. 2022, eq. 5). Coefficients that
     fall outside the grid are not checked: the disk must lie within the volume's radius.
     """
-    index, weight, _, flipped = _neighbours(volume.values.shape, volume.padding, rotation, disk)
+    index, weight, _, flipped = trilinear_neighbours(volume.values.shape, _points(rotation, disk, volume.padding))
     flat = volume.values.reshape(-1, 2)
     value = F.embedding_bag(index, flat, per_sample_weights=weight, mode="sum")
     value = value.unflatten(0, (len(rotation), len(disk)))
@@ -183,7 +175,9 @@ def insert_slices(
     rotation, disk
         Where the slices lie.
     """
-    index, corner, _, flipped = _neighbours(accumulator.numerator.shape, accumulator.padding, rotation, disk)
+    index, corner, _, flipped = trilinear_neighbours(
+        accumulator.numerator.shape, _points(rotation, disk, accumulator.padding)
+    )
     imaginary = torch.where(flipped, -coefficients.imag, coefficients.imag)
     values = torch.stack((coefficients.real, imaginary, weight), -1).reshape(-1, 1, 3) * corner[..., None]
     total = torch.cat((accumulator.numerator, accumulator.weight[..., None]), -1).reshape(-1, 3)
@@ -210,7 +204,8 @@ def slice_with_jacobian(
 
     For ``R(ω) = exp([ω]×) R`` the sampled point moves by ``ω × p``, so ``dV/dω = p × ∇V(p)``.
     """
-    index, _, fraction, flipped = _neighbours(volume.values.shape, volume.padding, rotation, disk)
+    point = _points(rotation, disk, volume.padding)
+    index, _, fraction, flipped = trilinear_neighbours(volume.values.shape, point)
     corners = volume.values.reshape(-1, 2)[index].reshape(len(rotation), len(disk), 2, 2, 2, 2)
     x, y, z = (fraction[..., axis, None] for axis in range(3))
 
@@ -235,8 +230,7 @@ def slice_with_jacobian(
         ),
         -1,
     )
-    point = _points(rotation, disk, volume.padding)
-    point = torch.where(flipped[..., None], -point, point)
+    point, _ = fold_to_half_space(point)
     jacobian = torch.linalg.cross(point[:, :, None].expand_as(gradient), gradient, dim=-1)
     sign = torch.where(flipped, -1.0, 1.0).to(value.dtype)
     return (
@@ -250,27 +244,3 @@ def _points(rotation: Tensor, disk: FourierDisk, padding: int) -> Float[Tensor, 
     plane = torch.stack((disk.kx, disk.ky)).to(rotation.dtype) * padding
     with full_precision(rotation.device):
         return (rotation[:, :, :2] @ plane).transpose(1, 2)
-
-
-def _neighbours(
-    shape: tuple[int, ...], padding: int, rotation: Tensor, disk: FourierDisk
-) -> tuple[Int[Tensor, "m 8"], Float[Tensor, "m 8"], Float[Tensor, "batch n 3"], Tensor]:
-    """The eight grid points around each sample, their trilinear weights, the fractions, and which were flipped.
-
-    Samples with x < 0 are read at their Friedel mate.
-    """
-    size_z, size_y, size_x = shape[:3]
-    point = _points(rotation, disk, padding)
-    flipped = point[..., 0] < 0
-    point = torch.where(flipped[..., None], -point, point)
-    floor = point.detach().floor()
-    fraction = point - floor
-    corner = floor.long()
-    base = ((corner[..., 2] + size_z // 2) * size_y + corner[..., 1] + size_y // 2) * size_x + corner[..., 0]
-    offset = torch.tensor(
-        [(dz * size_y + dy) * size_x + dx for dz in (0, 1) for dy in (0, 1) for dx in (0, 1)],
-        device=rotation.device,
-    )
-    both = torch.stack((1 - fraction, fraction), -1)  # (batch, n, xyz, low/high)
-    weight = both[..., 2, :, None, None] * both[..., 1, None, :, None] * both[..., 0, None, None, :]
-    return base.reshape(-1, 1) + offset, weight.reshape(-1, 8), fraction, flipped

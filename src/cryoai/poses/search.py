@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoai.geometry.rotations import random_rotations
 from cryoai.geometry.so3_grid import make_so3_grid
+from cryoai.physics.image_formation import image_slices
 from cryoai.physics.insertion import slice_quickly
 from cryoai.physics.slicing import FourierVolume
 from cryoai.physics.translation import compute_shift
@@ -187,9 +188,11 @@ def _move_part(
     whitening = noise_power.to(device)[batch.disk.shell].rsqrt()
     shape = hypotheses.log_weight.shape
     slices = slice_quickly(volume, hypotheses.rotation.flatten(0, 1).to(device).contiguous(), batch.disk).to(device)
-    model = slices.unflatten(0, shape) * (batch.ctf * whitening)[:, None]
+    model = image_slices(
+        slices.unflatten(0, shape), hypotheses.translation.to(device), (batch.ctf * whitening)[:, None],
+        batch.disk, batch.pixel_size,
+    )  # fmt: skip
     power = (model.real**2 + model.imag**2).sum(-1)
-    model = model * compute_shift(hypotheses.translation.to(device), batch.disk, batch.pixel_size)
     # The product of an image with ramp* is its image moved back.
     ramps = compute_shift(-moves.to(device), batch.disk, batch.pixel_size)
     moved = (batch.images * whitening)[:, None] * ramps

@@ -9,23 +9,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoai.ab_initio.bootstrap import shell_mean
+from cryoai.geometry.shells import half_space_radius, mean_per_shell
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.physics.slicing import (
     FourierVolume,
     VolumeAccumulator,
-    grid_radius,
     grid_to_real,
     gridding_correction,
     volume_from_map,
 )
-from cryoai.refinement.masks import make_solvent_mask, make_sphere_mask
+from cryoai.refinement.masks import make_solvent_mask
 
 # An FSC of 1 would mean no noise at all; the cap keeps the signal-to-noise ratio finite.
 _LARGEST_FSC = 0.9999
 _SMALLEST_SSNR = 1e-3
 # Gaps in Fourier space are filled up to this share of the mean weight, so that half-maps stay finite.
 _GAP_FILL = 1e-3
+_SPHERE_EDGE_PX = 4.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +71,11 @@ class HalfMaps:
         first, second = self.accumulators
         total = first + second if half is None else self.accumulators[half]
         ssnr = self.ssnr() * (2 if half is None else 1)
-        distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+        distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
         shell = distance.round().long()
-        ssnr = torch.nn.functional.pad(ssnr, (0, max(0, int(shell.max()) + 1 - len(ssnr))), value=_SMALLEST_SSNR)
-        tau = shell_mean(total.weight, shell) / ssnr[: int(shell.max()) + 1].to(total.weight.device)
+        mean = mean_per_shell(total.weight.flatten(), shell.flatten())
+        ssnr = torch.nn.functional.pad(ssnr, (0, max(0, len(mean) - len(ssnr))), value=_SMALLEST_SSNR)
+        tau = mean / ssnr[: len(mean)].to(mean.device)
         values = total.numerator / (total.weight + tau[shell] + 1e-20)[..., None]
         values[distance > self.radius] = 0
         return _set_solvent_to_zero(_to_map(values, total), self.mask)
@@ -105,8 +107,8 @@ def make_half_maps(
     unfiltered = (_unfiltered(accumulators[0], radius), _unfiltered(accumulators[1], radius))
     box = accumulators[0].box_size
     largest = max(box // 2, box - 8)
-    mask = make_sphere_mask(box, largest if diameter is None else min(diameter, largest))
-    mask = mask.to(unfiltered[0].device)
+    inner = (largest if diameter is None else min(diameter, largest)) / 2
+    mask = make_soft_sphere(box, inner + _SPHERE_EDGE_PX, _SPHERE_EDGE_PX).to(unfiltered[0].device)
     first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(unfiltered[0], unfiltered[1], mask), radius)
     mask = make_solvent_mask(first.wiener_map(), diameter)
     fsc = compute_fsc(unfiltered[0], unfiltered[1], mask, voxel_size=voxel_size)
@@ -115,7 +117,7 @@ def make_half_maps(
 
 def _unfiltered(total: VolumeAccumulator, radius: float) -> Tensor:
     values = total.numerator / (total.weight + _GAP_FILL * total.weight.mean() + 1e-20)[..., None]
-    distance = grid_radius(tuple(total.weight.shape), total.padding, total.weight.device)
+    distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
     values[distance > radius] = 0
     return _to_map(values, total)
 

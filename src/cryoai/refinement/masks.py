@@ -11,7 +11,9 @@ from scipy import ndimage
 from skimage import measure
 from torch import Tensor
 
-from cryoai.geometry.fourier import fft3, ifft3, radial_distance
+from cryoai.geometry.fourier import fft3, ifft3
+from cryoai.geometry.shells import half_space_radius, radial_distance
+from cryoai.geometry.soft_masks import make_soft_sphere, soften_mask
 
 # Components smaller than this share of the largest are noise, not parts of the particle.
 _SMALLEST_COMPONENT = 0.1
@@ -21,19 +23,11 @@ _RELATIVE_THRESHOLD = 0.02
 _SOLVENT_SIGMAS = 4.0
 
 
-def make_sphere_mask(box_size: int, diameter: float, edge: float = 4.0) -> Float[Tensor, "box box box"]:
-    """1 inside a sphere of ``diameter`` px, falling to 0 over ``edge`` px by a raised cosine."""
-    depth = ((diameter / 2 + edge - radial_distance(box_size, 3)) / edge).clamp(0, 1)
-    return 0.5 - 0.5 * torch.cos(math.pi * depth)
-
-
 def lowpass(density: Float[Tensor, "box box box"], radius: float) -> Float[Tensor, "box box box"]:
     """Gaussian low-pass filter that falls to one half at ``radius`` shells."""
-    box = density.shape[-1]
-    axis = torch.arange(box) - box // 2
-    half = torch.arange(box // 2 + 1)
-    squared = (axis[:, None, None] ** 2 + axis[:, None] ** 2 + half**2).to(density)
-    return ifft3(fft3(density) * torch.exp(-math.log(2) * squared / radius**2), box)
+    spectrum = fft3(density)
+    distance = half_space_radius(spectrum.shape, device=density.device)
+    return ifft3(spectrum * torch.exp(-math.log(2) * (distance / radius) ** 2), density.shape[-1])
 
 
 def make_solvent_mask(
@@ -71,11 +65,9 @@ def make_solvent_mask(
     threshold = min(max(centre + _SOLVENT_SIGMAS * spread, _RELATIVE_THRESHOLD * high), 0.5 * high)
     core = _large_components((power > threshold) & inside)
     if not core.any():
-        return make_sphere_mask(box, 2 * radius - 4)
+        return make_soft_sphere(box, radius + 2, edge_px=4.0)
     filled = np.asarray(ndimage.binary_fill_holes(core))
-    outside = np.asarray(ndimage.distance_transform_edt(~filled))
-    depth = np.clip((extend + edge - outside) / edge, 0, 1)
-    return torch.from_numpy((0.5 - 0.5 * np.cos(np.pi * depth)).astype(np.float32)).to(density.device)
+    return soften_mask(filled, extend, edge).to(density)
 
 
 def _large_components(core: np.ndarray) -> np.ndarray:

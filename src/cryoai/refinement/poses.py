@@ -15,9 +15,9 @@ from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
-from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.physics.image_formation import form_images_quickly, residual_power
+from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume
-from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
@@ -71,11 +71,12 @@ def update_noise(
 
     def add_residuals(portion: Portion) -> None:
         nonlocal count
-        batch = portion.own_batch
-        model = slice_quickly(portion.volume, state.rotation[portion.rows], batch.disk) * batch.ctf
-        model = model * compute_shift(state.translation[portion.rows], batch.disk, batch.pixel_size)
-        power.add_(batch.disk.mean_per_shell(((batch.images - model).abs() ** 2).sum(0)))
-        count += len(portion.rows)
+        batch, at = portion.own_batch, portion.rows
+        model = form_images_quickly(
+            portion.volume, state.rotation[at], state.translation[at], batch.ctf, batch.disk, batch.pixel_size
+        )
+        power.add_(residual_power(batch, model) * len(at))
+        count += len(at)
 
     for half in (0, 1):
         map_particles(data, references, add_residuals, sample_rows(state.rows(half), _NOISE_PARTICLES), radius)
@@ -162,8 +163,7 @@ def fit_gain(
         Their poses; Å.
     """
     precision = 1 / noise_power[batch.disk.shell]
-    model = slice_quickly(volume, rotation, batch.disk) * batch.ctf
-    model = model * compute_shift(translation, batch.disk, batch.pixel_size)
+    model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, batch.pixel_size)
     power = ((model.real**2 + model.imag**2) * precision).sum(1)
     product = batch.images * model.conj()
     return 2 * (product.real * precision).sum(1) - power, power

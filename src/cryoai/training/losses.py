@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, disk_to_images, radial_distance
+from cryoai.geometry.fourier import FourierDisk, disk_to_images
+from cryoai.geometry.shells import radial_distance
 
 Domain = Literal["fourier", "real"]
 

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoai.geometry.fourier import FourierDisk
-from cryoai.physics.translation import compute_shift
+from cryoai.physics.image_formation import image_slices, residual_power
 from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import GridHead
 from cryoai.poses.local import score_hypotheses
@@ -201,12 +201,11 @@ class AmortizedModel(nn.Module):
         batch, rotation, translation = batch[:few], rotation[:few], translation[:few]
         device = batch.images.device
         rotation, translation = rotation.to(device), translation.to(device)
-        model = self.volume.slice(rotation, batch.disk)
-        model = model * compute_shift(translation, batch.disk, batch.pixel_size) * batch.ctf
+        slices = self.volume.slice(rotation, batch.disk)
+        model = image_slices(slices, translation, batch.ctf, batch.disk, batch.pixel_size)
         precision = self._precision(scorer, batch.disk)
         with torch.no_grad():
-            residual = model - batch.images
-            power = batch.disk.mean_per_shell((residual.real**2 + residual.imag**2).mean(0))
+            power = residual_power(batch, model)
         if self.settings.domain == "real":
             cost = real_cost(model, batch.images, precision, batch.disk, self.settings.mask_radius)
         else:

@@ -14,10 +14,9 @@ from torch import Tensor
 
 from cryoai.geometry.rotations import random_rotations
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.insertion import slice_quickly
+from cryoai.physics.image_formation import form_images_quickly
 from cryoai.physics.noise import make_shell_noise
 from cryoai.physics.slicing import FourierVolume
-from cryoai.physics.translation import compute_shift
 from cryoai.tensors import ParticleBatch
 from cryoai.training.winners import Winners
 
@@ -124,8 +123,7 @@ class SimulatedParticles:
         translation = self._shift_sigma * torch.randn(self._size, 2, generator=generator)
         ctf = self._pool.ctf[torch.randint(len(self._pool), (self._size,), generator=generator)]
         disk = self._pool.disk
-        images = slice_quickly(self._volume, rotation, disk).to(ctf.device)
-        images = images * compute_shift(translation, disk, self._pool.pixel_size) * ctf
+        images = form_images_quickly(self._volume, rotation, translation, ctf, disk, self._pool.pixel_size)
         amplitude = 1.0
         if self._curriculum_steps:
             amplitude = min(1.0, 0.15 + 0.85 * step / self._curriculum_steps)

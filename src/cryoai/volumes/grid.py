@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, fft3, ifft3, radial_distance
+from cryoai.geometry.fourier import FourierDisk, fft3, ifft3
+from cryoai.geometry.shells import half_space_radius, radial_distance
 from cryoai.physics.slicing import FourierVolume, slice_volume
 from cryoai.precision import full_precision
 from cryoai.volumes.abstract import AbstractVolume
@@ -37,8 +38,5 @@ def make_random_map(box_size: int, radius: float, generator: torch.Generator) ->
     distance = radial_distance(box_size, 3)
     envelope = torch.exp(-0.5 * (distance / (box_size / 6)) ** 2)
     spectrum = fft3(torch.randn(distance.shape, generator=generator) * envelope)
-    half = spectrum.shape[2]
-    # The grid of all frequencies has the spacing and the centre of the voxels.
-    shells = distance.roll(-(box_size // 2), 2)[:, :, :half]
-    density = ifft3(spectrum * (shells <= radius), box_size)
+    density = ifft3(spectrum * (half_space_radius(spectrum.shape) <= radius), box_size)
     return density * (_INITIAL_STD * math.sqrt(2) * box_size / float(envelope.norm()))

@@ -10,7 +10,8 @@ from jaxtyping import Complex, Float, Int
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
-from cryoai.physics.slicing import FourierVolume, grid_radius, grid_shape, grid_to_real
+from cryoai.geometry.shells import half_space_radius
+from cryoai.physics.slicing import FourierVolume, grid_shape, grid_to_real
 from cryoai.precision import full_precision
 from cryoai.volumes.abstract import AbstractVolume
 
@@ -69,7 +70,7 @@ class AbstractNetworkVolume(AbstractVolume):
     def _sample_grid(self, radius: float, padding: int, reach: float) -> Float[Tensor, "z y x 2"]:
         """Values on the half-space grid of a radius, zero further than ``reach`` shells or the volume's own."""
         shape, device = grid_shape(radius, padding), self.scale.device
-        inside = grid_radius(shape, padding, device) <= min(reach, self.radius) + 1e-4
+        inside = half_space_radius(shape, padding, device) <= min(reach, self.radius) + 1e-4
         values = self.scale.new_zeros(math.prod(shape), 2)
         for chunk in inside.flatten().nonzero()[:, 0].split(_CHUNK):
             points = _grid_points(chunk, shape).to(values.dtype) / padding
