@@ -102,7 +102,7 @@ def _conclude(
     """Final maps, their resolution, and what is needed to pose particles that come later."""
     config = run.config
     with run.timed("final maps"):
-        state, halves = finish(data, state, config, run.progress)
+        state, halves = finish(data, state, run, first.shared_shells)
         generator = torch_stream(config.seed, "random phases")
         fsc = phase_randomised_fsc(*halves.unfiltered, halves.mask, generator, voxel_size=data.pixel_size)
         density = halves.wiener_map().cpu().numpy()

@@ -16,7 +16,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.refinement.confidence import (
-    FitScale,
+    CONFIDENT,
     doubtful_rows,
     estimate_confidence,
     fit_quality,
@@ -35,6 +35,8 @@ from cryoai.run.streams import torch_stream
 
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
+# Half-maps that agree so many shells beyond what both were aligned to agree on their own.
+_SHELLS_OF_EVIDENCE = 2.0
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
 # Mates need not be tried again once nearly every particle stays where it is.
@@ -178,13 +180,24 @@ def refinement_round(
 
 
 def finish(
-    data: ParticleData, state: RefinementState, config: ReconstructConfig, progress: Progress
+    data: ParticleData, state: RefinementState, run: Run, shared_shells: float
 ) -> tuple[RefinementState, HalfMaps]:
     """The final half-maps, and each particle's confidence and pose standard deviations.
 
     Poses go to their mates before the maps are made from them. Confidence is measured against the other half's map,
-    which has not taken the particle in: against its own, a particle fits for being in it.
+    which has not taken the particle in: against its own, a particle fits for being in it. Where the half-maps agree
+    no further than what both have been aligned to, nothing speaks for any pose.
+
+    Parameters
+    ----------
+    data, state
+        The particles and their refined poses.
+    run
+        Options and progress; warned where the half-maps are no evidence.
+    shared_shells
+        Shells within which both halves have seen the same map.
     """
+    config, progress = run.config, run.progress
     full = full_radius(data.disk.box_size)
     halves = _final_halves(data, state, config, progress)
     weight = torch.ones(len(data))
@@ -203,6 +216,13 @@ def finish(
         )
     confidence = torch.zeros(len(data))
     confidence[state.used] = estimate_confidence(quality, expected)
+    if halves.fsc.crossing(0.143) < shared_shells + _SHELLS_OF_EVIDENCE:
+        confidence = confidence.clamp(max=CONFIDENT)
+        shared = data.disk.box_size * data.pixel_size / shared_shells
+        run.warn(
+            f"the half-maps agree hardly beyond {shared:.0f} Å, to which both were aligned by one map: that is no "
+            "evidence that the map is right, and no pose is called confident"
+        )
     return replace(state, confidence=confidence * weight), halves
 
 
@@ -284,8 +304,7 @@ def _search_step(
 ) -> RoundResult:
     state, summary = result.state, result.summary
     quality, expected = _quality(data, state, references, summary.pose_radius)
-    scale: FitScale = measure_fit_scale(quality, expected)
-    rows = doubtful_rows(state.used, quality, chosen.doubt, scale)
+    rows = doubtful_rows(state.used, quality, chosen.doubt, measure_fit_scale(quality, expected))
     if len(rows) == 0:
         return result
     generator = torch_stream(config.seed, "search again", summary.round)
