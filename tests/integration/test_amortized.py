@@ -81,7 +81,7 @@ class Listening(Progress):
 def no_near_symmetries() -> Iterator[None]:
     """Looking for the map's near-symmetries takes longer than all else here, and has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.refinement.rounds.find_near_symmetries", lambda density: [])
+        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
         yield
 
 
