@@ -24,18 +24,13 @@ from harness import Results, TestSet, add_options, load, measure_map, parse, par
 from hybrid import recall
 
 from cryoai import read_particles
-from cryoai.ab_initio.starts import (
-    bootstrap_from_dict,
-    bootstrap_settings,
-    bootstrap_to_dict,
-    run_start,
-    split_for_bootstrap,
-)
+from cryoai.ab_initio.starts import run_start, split_for_bootstrap
 from cryoai.amortized.on_a_map import train_on_map
 from cryoai.physics.slicing import map_from_volume
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.run.progress import Advance, Progress
+from cryoai.run.streams import stream_seed
 
 
 class _EndsOfSteps(Progress):
@@ -52,11 +47,11 @@ class _EndsOfSteps(Progress):
 
 def run(test: TestSet, config: ReconstructConfig, args: argparse.Namespace) -> dict[str, Any]:
     """One bootstrap and one training."""
-    settings, data = bootstrap_settings(config, test.data), test.data
-    train, held_out = split_for_bootstrap(data, config.bootstrap.images, settings.last_radius, config.seed)
-    start = run_start(train, held_out, settings, config.seed * 1000 + 1, lambda done: None, data.device)
-    # As a run saves and loads it.
-    start = bootstrap_from_dict(bootstrap_to_dict(start))
+    data = test.data
+    settings = config.bootstrap.in_box(data.disk.box_size)
+    train, held_out = split_for_bootstrap(data, settings, config.seed)
+    seed = stream_seed(config.seed, "bootstrap", 1)
+    start = run_start(train, held_out, settings, seed, lambda done: None, data.device)
     ends = _EndsOfSteps()
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         trained, _ = train_on_map(data, start, config, Checkpoint(Path(folder), "benchmark"), ends)
