@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from scenes import Scene, make_scene
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +18,11 @@ def shared_data() -> Path:
             pytest.fail(f"the test data are missing from {folder}, and CI must not skip")
         pytest.skip(f"no test data in {folder} (set CRYOAI_TEST_DATA)")
     return folder
+
+
+@pytest.fixture(scope="session")
+def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
+    """Particles whose true poses are known."""
+    made = make_scene(tmp_path_factory.mktemp("scene"))
+    yield made
+    made.data.close()

@@ -10,7 +10,7 @@ from pathlib import Path
 import mrcfile
 import numpy as np
 import pytest
-import starfile
+from star_blocks import read_blocks
 
 from cryoai import (
     InputError,
@@ -176,7 +176,7 @@ def test_junk_images_are_named_and_keep_their_rows(
     result = reconstruct(folder / "particles.star", tmp_path / "out", quick_config, progress=progress)
     assert any("2 of 200" in message and "5, 18" in message for message in progress.messages)
     assert len(result.state.used) == 198
-    table = starfile.read(tmp_path / "out" / "particles.star", always_dict=True)["particles"]
+    table = read_blocks(tmp_path / "out" / "particles.star")["particles"]
     assert len(table) == 200
     assert (table["cryoaiConfidence"].to_numpy()[[4, 17]] == 0).all()
     assert np.isfinite(result.density).all()
@@ -184,8 +184,8 @@ def test_junk_images_are_named_and_keep_their_rows(
 
 def test_output_star_keeps_every_input_column(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
     reconstruct(tiny / "particles.star", tmp_path, quick_config)
-    before = starfile.read(tiny / "particles.star", always_dict=True)["particles"]
-    after = starfile.read(tmp_path / "particles.star", always_dict=True)["particles"]
+    before = read_blocks(tiny / "particles.star")["particles"]
+    after = read_blocks(tmp_path / "particles.star")["particles"]
     assert set(before.columns) <= set(after.columns)
     assert set(after["rlnRandomSubset"]) == {1, 2}
     np.testing.assert_allclose(after["rlnDefocusU"], before["rlnDefocusU"])

@@ -6,8 +6,8 @@ import subprocess
 import mrcfile
 import numpy as np
 import pytest
-import starfile
 import torch
+from star_blocks import read_blocks
 
 from cryoai.geometry.fourier import images_to_disk, make_fourier_disk, resample
 from cryoai.geometry.rotations import euler_zyz_to_rotation
@@ -34,7 +34,7 @@ def read_stack(path):
 
 def read_golden_70s(folder, name):
     """Images, rotations and translations (px). The STAR files lack an optics group, so io refuses them."""
-    blocks = starfile.read(folder / f"{name}.star")
+    blocks = read_blocks(folder / f"{name}.star")
     table = blocks["particles"] if isinstance(blocks, dict) else blocks
     angles = table[["rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"]].to_numpy()
     unit = "" if "rlnOriginX" in table else "Angst"

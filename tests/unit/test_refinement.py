@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import PARTICLES, Scene
+from scenes import PARTICLES, Scene
 
 from cryoai.geometry.rotations import random_rotations, rotation_angle, rotation_from_vector
 from cryoai.metrics.alignment import MapAlignment
@@ -160,7 +160,8 @@ def test_a_particle_in_the_map_fits_better_than_one_that_is_not(
     everything = References(np.zeros(PARTICLES, int), (volume,))
     found = refine_locally(scene.data, state, everything, scene.radius)
     quality = fit_quality(*score_all(scene.data, found, everything, scene.radius))
-    inside, outside = quality[old], quality[~old]
+    was_in = torch.from_numpy(old)
+    inside, outside = quality[was_in], quality[~was_in]
     assert inside.mean() > outside.mean() + 0.3
     # All of the map's particles in turn, so that both means are well known.
     monkeypatch.setattr("cryoai.refinement.unseen._MOST_FOLDS", 10)

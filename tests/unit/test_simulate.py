@@ -3,8 +3,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import starfile
 import torch
+from star_blocks import read_blocks
 
 from cryoai.cli.simulate import simulate
 from cryoai.errors import InputError
@@ -120,14 +120,14 @@ def test_written_files_say_what_was_simulated(true_map, tmp_path):
 
 def test_a_perfect_microscope_has_no_ctf_columns(true_map, tmp_path):
     write_simulation(true_map, SimulationSettings(3, use_ctf=False), tmp_path)
-    assert not [c for c in starfile.read(tmp_path / "particles.star")["particles"] if "Defocus" in c or "Ctf" in c]
+    assert not [c for c in read_blocks(tmp_path / "particles.star")["particles"] if "Defocus" in c or "Ctf" in c]
     assert read_particles(tmp_path / "particles.star").ctf is None
 
 
 def test_each_microscope_gets_an_optics_group(true_map, tmp_path):
     ctf = replace(draw_ctf(4, np.random.default_rng(0)), voltage_kv=np.array([300.0, 200.0, 300.0, 200.0]))
     write_simulation(true_map, SimulationSettings(6, ctf=ctf), tmp_path)
-    blocks = starfile.read(tmp_path / "particles.star")
+    blocks = read_blocks(tmp_path / "particles.star")
     assert blocks["optics"]["rlnVoltage"].tolist() == [200, 300]
     assert blocks["particles"]["rlnOpticsGroup"].tolist() == [2, 1, 2, 1, 2, 1]
     particles = read_particles(tmp_path / "particles.star")

@@ -1,12 +1,11 @@
-"""A scene that the tests of the refinement share: particles of a small molecule, and the truth about them."""
+"""Particles of a small molecule with the truth about them, for tests of a refinement's parts."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
 from cryoai import Map, ParticleSet, Pose, read_map, read_particles
@@ -57,9 +56,8 @@ class Scene:
         return References(state.half, (self.volume, self.volume))
 
 
-@pytest.fixture(scope="session")
-def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
-    folder = tmp_path_factory.mktemp("scene")
+def make_scene(folder: Path) -> Scene:
+    """Simulate the particles into a folder and read them."""
     settings = SimulationSettings(PARTICLES, snr_db=0.0, shift_sigma=10.0, seed=11)
     written = write_simulation(make_phantom(BOX, PIXEL_SIZE), settings, folder)
     particles = read_particles(folder / "particles.star")
@@ -78,5 +76,4 @@ def scene(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Scene]:
     model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, batch.pixel_size)
     scale = float((batch.images * model.conj()).real.sum() / (model.abs() ** 2).sum())
     volume = FourierVolume(volume.values * scale, volume.box_size, volume.padding)
-    yield Scene(particles, data, true_map, particles.pose, volume, noise)
-    data.close()
+    return Scene(particles, data, true_map, particles.pose, volume, noise)

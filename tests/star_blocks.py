@@ -1,0 +1,14 @@
+"""STAR files as the tests look into them, independently of the package's own reader."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import cast
+
+import pandas as pd
+import starfile
+
+
+def read_blocks(path: Path) -> dict[str, pd.DataFrame]:
+    """All blocks by name."""
+    return cast(dict[str, pd.DataFrame], starfile.read(path, always_dict=True))
