@@ -4,24 +4,31 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import Tensor
 
+from cryoai.ab_initio.bootstrap import BootstrapResult
+from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import crop_or_pad, full_radius, images_to_disk, make_fourier_disk
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
 from cryoai.geometry.shells import radial_distance
 from cryoai.geometry.soft_masks import make_soft_sphere
-from cryoai.metrics.fsc import FscCurve, compute_fsc
+from cryoai.metrics.alignment import mirror_volume
+from cryoai.metrics.fsc import FscCurve, compute_fsc, phase_randomised_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings, Simulator
 from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import VolumeAccumulator, slice_volume, volume_from_map
+from cryoai.reconstruction.result import ReconstructionResult, mirror_result
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.masks import lowpass, make_solvent_mask
+from cryoai.refinement.poses import RefinementState
+from cryoai.run.config import ReconstructConfig
 from cryoai.tensors import ParticleBatch
-from cryoai.types import Map
+from cryoai.types import Map, ParticleSet, SourceTable
 
 VOXEL_SIZE = 8.0
 
@@ -212,3 +219,62 @@ def test_lowpass_halves_a_wave_at_its_radius(box):
     torch.testing.assert_close(lowpass(wave, 5.0), wave / 2, atol=1e-5, rtol=0)
     torch.testing.assert_close(lowpass(wave.mT, 10.0), wave.mT * 0.5 ** (1 / 4), atol=1e-5, rtol=0)
     torch.testing.assert_close(lowpass(torch.ones(box, box, box), 5.0), torch.ones(box, box, box))
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_mirrored_halves_give_the_mirrored_maps(box):
+    halves = make_scene("compact", box, -5.0).half_maps()
+    mirrored = halves.mirrored()
+    # The first plane of an even box has no partner inside the box.
+    inner = slice(1 if box % 2 == 0 else 0, None)
+    for half in (0, 1, None):
+        expected = mirror_volume(halves.wiener_map(half))
+        found = mirrored.wiener_map(half)
+        size = float(expected.abs().max())
+        torch.testing.assert_close(found[inner], expected[inner], atol=2e-4 * size, rtol=0)
+    torch.testing.assert_close(mirrored.mask, mirror_volume(halves.mask))
+    again = mirrored.mirrored()
+    torch.testing.assert_close(again.wiener_map(), halves.wiener_map())
+    # Nothing else depends on the hand.
+    anew = make_half_maps(mirrored.accumulators, halves.radius, VOXEL_SIZE, None)
+    for found, expected in zip(anew.unfiltered, mirrored.unfiltered, strict=True):
+        torch.testing.assert_close(found[inner], expected[inner], atol=1e-4 * float(expected.max()), rtol=0)
+    np.testing.assert_allclose(anew.fsc.correlation, halves.fsc.correlation, atol=0.02)
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
+    scene, count = make_scene("compact", box, -5.0), 4
+    halves = scene.half_maps()
+    rotation = random_rotations(count, torch.Generator().manual_seed(0))
+    zeros = torch.zeros(count)
+    volume = volume_from_map(scene.truth)
+    best = BootstrapResult(volume, torch.ones(5), 1.0, 0)
+    source = SourceTable("relion", tmp_path / "in.star", pd.DataFrame({"rlnImageName": ["1@a.mrcs"] * count}))
+    rows = np.arange(count)
+    particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)
+    state = RefinementState(rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros)
+    result = ReconstructionResult(
+        tmp_path, ReconstructConfig(), particles, state, halves, halves.wiener_map().numpy(),
+        VOXEL_SIZE, phase_randomised_fsc(*halves.unfiltered, halves.mask),
+        AbInitioResult(best, (1.0,), (1.0,)), (), (), {},
+    )  # fmt: skip
+    mirrored = mirror_result(result)
+    assert mirrored.ab_initio is not None
+    density = torch.from_numpy(mirrored.density)
+    torch.testing.assert_close(density, mirror_volume(torch.from_numpy(result.density)))
+    inner = slice(1 if box % 2 == 0 else 0, None)
+    torch.testing.assert_close(
+        mirrored.halves.wiener_map()[inner], density[inner], atol=2e-4 * float(density.max()), rtol=0
+    )
+    # The same projections at the new poses, of the final map and of the bootstrap's.
+    disk = make_fourier_disk(box, 10.0)
+    for before, after in (
+        (volume_from_map(torch.from_numpy(result.density)), volume_from_map(density)),
+        (volume, mirrored.ab_initio.best.volume),
+    ):
+        expected = slice_volume(before, result.state.rotation, disk)
+        found = slice_volume(after, mirrored.state.rotation, disk)
+        torch.testing.assert_close(found, expected, atol=1e-3 * float(expected.abs().max()), rtol=0)
+    assert torch.equal(mirrored.state.translation, result.state.translation)
+    torch.testing.assert_close(mirror_result(mirrored).state.rotation, result.state.rotation)

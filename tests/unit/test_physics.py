@@ -290,6 +290,24 @@ def test_fused_insertion_is_that_of_the_reference(scene):
     torch.testing.assert_close(found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4)
 
 
+def test_mirrored_sums_and_volumes_are_those_of_the_mirrored_poses(scene):
+    volume, rotation, translation, batch, noise = scene
+    reflect = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    mirrored = reflect @ rotation @ reflect
+    sums = []
+    for poses in (rotation, mirrored):
+        inserter = Inserter(volume.box_size, float(batch.disk.radius[-1]))
+        inserter.add(batch, poses, translation, noise)
+        sums.append(inserter.result())
+    found, expected = sums[0].mirrored(), sums[1]
+    size = expected.numerator.abs().max().item()
+    torch.testing.assert_close(found.numerator, expected.numerator, atol=1e-5 * size, rtol=1e-4)
+    torch.testing.assert_close(found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4)
+    torch.testing.assert_close(
+        slice_volume(volume.mirrored(), mirrored, batch.disk), slice_volume(volume, rotation, batch.disk)
+    )
+
+
 def test_fused_scores_are_those_of_formed_images(scene):
     volume, rotation, translation, batch, noise = scene
     image_of = torch.arange(12).flip(0)

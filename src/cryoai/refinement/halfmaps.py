@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_sphere
+from cryoai.metrics.alignment import mirror_volume
 from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.physics.slicing import (
     FourierVolume,
@@ -52,6 +53,20 @@ class HalfMaps:
     mask: Float[Tensor, "box box box"]
     fsc: FscCurve
     radius: float
+
+    def mirrored(self) -> HalfMaps:
+        """The other hand, z → -z, about the centre voxel.
+
+        The first plane of an even box has no partner inside it: there the maps keep what they had (see
+        `mirror_volume`), while maps from the sums show what lay just outside.
+        """
+        first, second = self.accumulators
+        return replace(
+            self,
+            accumulators=(first.mirrored(), second.mirrored()),
+            unfiltered=(mirror_volume(self.unfiltered[0]), mirror_volume(self.unfiltered[1])),
+            mask=mirror_volume(self.mask),
+        )
 
     def ssnr(self) -> Float[Tensor, " shells"]:
         """Spectral signal-to-noise ratio of one half-map per shell (0 up to the radius): FSC / (1 - FSC)."""
