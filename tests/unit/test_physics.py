@@ -9,7 +9,7 @@ from cryoai.geometry.rotations import random_rotations, rotation_from_vector
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.ctf import compute_ctf, electron_wavelength
-from cryoai.physics.image_formation import form_images
+from cryoai.physics.image_formation import form_images, form_images_quickly, image_slices, residual_power
 from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.noise import estimate_shell_power, make_shell_noise, make_white_noise
 from cryoai.physics.slicing import (
@@ -247,6 +247,29 @@ def test_fused_slices_are_those_of_the_reference(scene):
     torch.testing.assert_close(slice_quickly(volume, rotation, batch.disk), expected, atol=1e-5, rtol=1e-4)
 
 
+def test_fused_images_are_those_of_the_reference(scene):
+    volume, rotation, translation, batch, _ = scene
+    for ctf in (batch.ctf, None):
+        arguments = (volume, rotation, translation, ctf, batch.disk, PIXEL_SIZE)
+        torch.testing.assert_close(form_images_quickly(*arguments), form_images(*arguments), atol=1e-5, rtol=1e-4)
+    # Slices of several poses per particle are imaged with that particle's CTF.
+    slices = slice_volume(volume, rotation, batch.disk).unflatten(0, (4, 3))
+    images = image_slices(slices, translation.unflatten(0, (4, 3)), batch.ctf[:4, None], batch.disk, PIXEL_SIZE)
+    expected = form_images(
+        volume, rotation, translation, batch.ctf[:4].repeat_interleave(3, 0), batch.disk, PIXEL_SIZE
+    )
+    torch.testing.assert_close(images.flatten(0, 1), expected)
+
+
+def test_residual_power_is_that_of_the_noise_at_the_right_poses(scene):
+    volume, rotation, translation, batch, noise = scene
+    model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, PIXEL_SIZE)
+    found = residual_power(batch, model)
+    expected = batch.disk.mean_per_shell((batch.images - model).abs().square().mean(0))
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(found[3:], noise[3:], rtol=0.3, atol=0)
+
+
 def test_fused_insertion_is_that_of_the_reference(scene):
     volume, rotation, translation, batch, noise = scene
     image_of = torch.tensor([3, 3, 0, 7, 11, 5])
@@ -265,6 +288,24 @@ def test_fused_insertion_is_that_of_the_reference(scene):
     size = expected.numerator.abs().max().item()
     torch.testing.assert_close(found.numerator, expected.numerator, atol=1e-5 * size, rtol=1e-4)
     torch.testing.assert_close(found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4)
+
+
+def test_mirrored_sums_and_volumes_are_those_of_the_mirrored_poses(scene):
+    volume, rotation, translation, batch, noise = scene
+    reflect = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
+    mirrored = reflect @ rotation @ reflect
+    sums = []
+    for poses in (rotation, mirrored):
+        inserter = Inserter(volume.box_size, float(batch.disk.radius[-1]))
+        inserter.add(batch, poses, translation, noise)
+        sums.append(inserter.result())
+    found, expected = sums[0].mirrored(), sums[1]
+    size = expected.numerator.abs().max().item()
+    torch.testing.assert_close(found.numerator, expected.numerator, atol=1e-5 * size, rtol=1e-4)
+    torch.testing.assert_close(found.weight, expected.weight, atol=1e-5 * expected.weight.max().item(), rtol=1e-4)
+    torch.testing.assert_close(
+        slice_volume(volume.mirrored(), mirrored, batch.disk), slice_volume(volume, rotation, batch.disk)
+    )
 
 
 def test_fused_scores_are_those_of_formed_images(scene):

@@ -9,8 +9,6 @@ import pytest
 import torch
 
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
-from cryoai.geometry.shells import radial_distance
-from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.phantom import make_phantom
 from cryoai.refinement.confidence import (
@@ -22,27 +20,7 @@ from cryoai.refinement.confidence import (
     noise_quality,
 )
 from cryoai.refinement.global_search import _distinct
-from cryoai.refinement.masks import make_solvent_mask
 from cryoai.tensors import PoseHypotheses
-
-
-def test_sphere_mask_is_one_inside_and_zero_outside() -> None:
-    mask = make_soft_sphere(32, 12, edge_px=4)
-    distance = radial_distance(32, 3)
-    assert (mask[distance <= 8] == 1).all() and (mask[distance >= 12] == 0).all()
-
-
-@pytest.mark.parametrize("noise", [0.0, 0.2])
-def test_solvent_mask_holds_the_particle_and_little_else(noise: float) -> None:
-    density = torch.from_numpy(make_phantom(48, 5.0).density.copy())
-    generator = torch.Generator().manual_seed(0)
-    noisy = density + noise * density.max() * torch.randn(density.shape, generator=generator)
-    mask = make_solvent_mask(noisy)
-    power = (density.clamp(min=0) ** 2).sum()
-    assert ((density.clamp(min=0) * mask) ** 2).sum() / power > 0.98
-    assert 0.03 < float(mask.mean()) < 0.35
-    assert float(mask[radial_distance(48, 3) > 22].max()) < 0.01
-
 
 EXPECTED = 150.0
 """The gain of an image at -10 dB in a box of 64 px, nats."""

@@ -48,6 +48,10 @@ class FourierVolume:
         """The same volume on another device."""
         return FourierVolume(self.values.to(device), self.box_size, self.padding)
 
+    def mirrored(self) -> FourierVolume:
+        """The other hand, z → -z: the transform of the reflected map is reflected itself, on this grid exactly."""
+        return FourierVolume(self.values.flip(0), self.box_size, self.padding)
+
 
 @dataclass(frozen=True, eq=False)
 class VolumeAccumulator:
@@ -76,6 +80,10 @@ class VolumeAccumulator:
     def cpu(self) -> VolumeAccumulator:
         """The same sums in the host's memory."""
         return VolumeAccumulator(self.numerator.cpu(), self.weight.cpu(), self.box_size, self.padding)
+
+    def mirrored(self) -> VolumeAccumulator:
+        """What the same particles add up to at the poses of the other hand (z → -z)."""
+        return VolumeAccumulator(self.numerator.flip(0), self.weight.flip(0), self.box_size, self.padding)
 
     def scaled(self, factor: float) -> VolumeAccumulator:
         """Both sums times a number."""

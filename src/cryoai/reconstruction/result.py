@@ -96,15 +96,20 @@ class ReconstructionResult:
 
 
 def mirror_result(result: ReconstructionResult) -> ReconstructionResult:
-    """The other hand: the map reflected, and the rotations at which it looks the same."""
+    """The other hand: every map reflected (z → -z), and the rotations at which they look the same."""
     reflect = torch.from_numpy(MIRROR).to(result.state.rotation)
-    halves = result.halves
-    mirrored = replace(
-        halves,
-        unfiltered=(mirror_volume(halves.unfiltered[0]), mirror_volume(halves.unfiltered[1])),
-        mask=mirror_volume(halves.mask),
-    )
     density = mirror_volume(torch.from_numpy(result.density)).numpy()
     state = replace(result.state, rotation=reflect @ result.state.rotation @ reflect)
-    encoder = None if result.encoder is None else replace(result.encoder, mirrored=True)
-    return replace(result, halves=mirrored, density=density, state=state, encoder=encoder)
+    encoder = None if result.encoder is None else replace(result.encoder, mirrored=not result.encoder.mirrored)
+    ab_initio = result.ab_initio
+    if ab_initio is not None:
+        best = replace(ab_initio.best, volume=ab_initio.best.volume.mirrored())
+        ab_initio = replace(ab_initio, best=best)
+    return replace(
+        result,
+        halves=result.halves.mirrored(),
+        density=density,
+        state=state,
+        ab_initio=ab_initio,
+        encoder=encoder,
+    )

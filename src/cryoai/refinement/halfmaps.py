@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_sphere
+from cryoai.metrics.alignment import mirror_volume
 from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.physics.slicing import (
     FourierVolume,
@@ -53,6 +54,20 @@ class HalfMaps:
     fsc: FscCurve
     radius: float
 
+    def mirrored(self) -> HalfMaps:
+        """The other hand, z → -z, about the centre voxel.
+
+        The first plane of an even box has no partner inside it: there the maps keep what they had (see
+        `mirror_volume`), while maps from the sums show what lay just outside.
+        """
+        first, second = self.accumulators
+        return replace(
+            self,
+            accumulators=(first.mirrored(), second.mirrored()),
+            unfiltered=(mirror_volume(self.unfiltered[0]), mirror_volume(self.unfiltered[1])),
+            mask=mirror_volume(self.mask),
+        )
+
     def ssnr(self) -> Float[Tensor, " shells"]:
         """Spectral signal-to-noise ratio of one half-map per shell (0 up to the radius): FSC / (1 - FSC)."""
         correlation = np.clip(np.concatenate(([1.0], self.fsc.correlation)), 0, _LARGEST_FSC)
@@ -71,14 +86,8 @@ class HalfMaps:
         first, second = self.accumulators
         total = first + second if half is None else self.accumulators[half]
         ssnr = self.ssnr() * (2 if half is None else 1)
-        distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
-        shell = distance.round().long()
-        mean = mean_per_shell(total.weight.flatten(), shell.flatten())
-        ssnr = torch.nn.functional.pad(ssnr, (0, max(0, len(mean) - len(ssnr))), value=_SMALLEST_SSNR)
-        tau = mean / ssnr[: len(mean)].to(mean.device)
-        values = total.numerator / (total.weight + tau[shell] + 1e-20)[..., None]
-        values[distance > self.radius] = 0
-        return _set_solvent_to_zero(_to_map(values, total), self.mask)
+        density = _wiener_filter(total, ssnr, self.radius)
+        return (density - _solvent_level(density, self.mask)) * self.mask
 
     def reference(self, half: int) -> FourierVolume:
         """What a half's particles are compared with: its own Wiener map, ready for slicing."""
@@ -89,7 +98,7 @@ def make_half_maps(
     accumulators: tuple[VolumeAccumulator, VolumeAccumulator],
     radius: float,
     voxel_size: float,
-    diameter: float | None,
+    diameter_px: float | None,
 ) -> HalfMaps:
     """Reconstruct both halves, find the mask, and compare them.
 
@@ -101,18 +110,45 @@ def make_half_maps(
         Largest shell inserted.
     voxel_size
         Å.
-    diameter
-        px of the particle, if known.
+    diameter_px
+        Of the particle, if known.
     """
     unfiltered = (_unfiltered(accumulators[0], radius), _unfiltered(accumulators[1], radius))
     box = accumulators[0].box_size
     largest = max(box // 2, box - 8)
-    inner = (largest if diameter is None else min(diameter, largest)) / 2
-    mask = make_soft_sphere(box, inner + _SPHERE_EDGE_PX, _SPHERE_EDGE_PX).to(unfiltered[0].device)
-    first = HalfMaps(accumulators, unfiltered, mask, compute_fsc(unfiltered[0], unfiltered[1], mask), radius)
-    mask = make_solvent_mask(first.wiener_map(), diameter)
+    inner = (largest if diameter_px is None else min(diameter_px, largest)) / 2
+    sphere = make_soft_sphere(box, inner + _SPHERE_EDGE_PX, _SPHERE_EDGE_PX).to(unfiltered[0].device)
+    first = HalfMaps(accumulators, unfiltered, sphere, compute_fsc(unfiltered[0], unfiltered[1], sphere), radius)
+    ssnr = 2 * first.ssnr()
+    density = _wiener_filter(accumulators[0] + accumulators[1], ssnr, radius)
+    noise = _wiener_filter(_noise_alone(*accumulators), ssnr, radius)
+    mask = make_solvent_mask(density - _solvent_level(density, sphere), noise, diameter_px)
     fsc = compute_fsc(unfiltered[0], unfiltered[1], mask, voxel_size=voxel_size)
     return HalfMaps(accumulators, unfiltered, mask, fsc, radius)
+
+
+def _wiener_filter(total: VolumeAccumulator, ssnr: Float[Tensor, " shells"], radius: float) -> Tensor:
+    """The map of some sums; shells beyond those of ``ssnr`` count as noise."""
+    distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
+    shell = distance.round().long()
+    mean = mean_per_shell(total.weight.flatten(), shell.flatten())
+    ssnr = torch.nn.functional.pad(ssnr, (0, max(0, len(mean) - len(ssnr))), value=_SMALLEST_SSNR)
+    tau = mean / ssnr[: len(mean)].to(mean.device)
+    values = total.numerator / (total.weight + tau[shell] + 1e-20)[..., None]
+    values[distance > radius] = 0
+    return _to_map(values, total)
+
+
+def _noise_alone(first: VolumeAccumulator, second: VolumeAccumulator) -> VolumeAccumulator:
+    """Sums with the noise of ``first + second``, from which what the halves share cancels.
+
+    A numerator is ``weight · map`` plus noise of variance ``weight``: ``√(w₂/w₁) N₁ - √(w₁/w₂) N₂`` leaves the map
+    out and has the noise's variance ``w₁ + w₂``, whichever half saw more of it.
+    """
+    both = ((first.weight > 0) & (second.weight > 0)).to(first.weight)
+    ratio = (second.weight.clamp(min=1e-30) / first.weight.clamp(min=1e-30)).sqrt()
+    numerator = first.numerator * (both * ratio)[..., None] - second.numerator * (both / ratio)[..., None]
+    return VolumeAccumulator(numerator, first.weight + second.weight, first.box_size, first.padding)
 
 
 def _unfiltered(total: VolumeAccumulator, radius: float) -> Tensor:
@@ -128,8 +164,7 @@ def _to_map(values: Tensor, total: VolumeAccumulator) -> Tensor:
     return density / gridding_correction(total.box_size, total.padding, density.device)
 
 
-def _set_solvent_to_zero(density: Tensor, mask: Tensor) -> Tensor:
-    """The images have no zero frequency: take the level of the solvent as zero, then apply the mask."""
-    solvent = (1 - mask).sum()
-    level = (density * (1 - mask)).sum() / solvent.clamp(min=1)
-    return (density - level) * mask
+def _solvent_level(density: Tensor, mask: Tensor) -> Tensor:
+    """What stands for zero: the images have no zero frequency, so only the solvent tells."""
+    solvent = 1 - mask
+    return (density * solvent).sum() / solvent.sum().clamp(min=1)
