@@ -257,7 +257,7 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     result = ReconstructionResult(
         tmp_path, ReconstructConfig(), particles, state, halves, halves.wiener_map().numpy(),
         VOXEL_SIZE, phase_randomised_fsc(*halves.unfiltered, halves.mask),
-        AbInitioResult(best, (1.0,), (1.0,)), (), (), {},
+        AbInitioResult(best, 1, (1.0,), (1.0,)), 10.0, (), (), {},
     )  # fmt: skip
     mirrored = mirror_result(result)
     assert mirrored.ab_initio is not None

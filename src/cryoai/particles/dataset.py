@@ -96,7 +96,7 @@ class ParticleData:
             rows = np.arange(start, min(start + chunk, len(images)))
             pixels = judge.look(torch.from_numpy(images.read(rows)))
             coefficients = images_to_disk(pixels, native) * crop_factor
-            judge.compare_with_blob(coefficients, self._ctf_of(rows, self.disk), self.disk)
+            judge.look_at_contrast(coefficients, self._ctf_of(rows, self.disk), self.disk)
             self._cache.append(coefficients.numpy())
             on_chunk(int(rows[-1]) + 1)
         return judge.verdict(invert_contrast, contrast_sign)

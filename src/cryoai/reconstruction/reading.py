@@ -103,23 +103,11 @@ def read_and_judge(particles: ParticleSet, output: Path, run: Run, contrast: int
     with run.timed("reading"):
         data = read_data(particles, run.config, output, run.progress, invert_contrast=invert)
     judgement = data.judgement
-    bad = np.flatnonzero(~judgement.usable)
-    if len(bad):
-        shown = ", ".join(str(row + 1) for row in bad[:10]) + (", …" if len(bad) > 10 else "")
-        run.warn(
-            f"{len(bad)} of {len(data)} images are constant or not finite and are left out "
-            f"(particles {shown}); they keep their rows with confidence 0"
-        )
+    for sentence in judgement.warnings():
+        run.warn(sentence)
     _check_usable(data, particles, run.config)
     if judgement.contrast < 0:
         run.progress.say("Protein is black in these images: their contrast is inverted")
-    elif (
-        not judgement.contrast_is_sure and run.config.invert_contrast == "auto" and particles.contrast_sign is None
-    ):
-        run.warn(
-            "whether protein is white or black could not be told from the images; white is assumed "
-            "(--invert-contrast yes if the map comes out inside out)"
-        )
     return data
 
 
