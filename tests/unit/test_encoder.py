@@ -59,10 +59,6 @@ def make_settings(kind, hypotheses=50):
     return PoseEncoderSettings(BOX_LENGTH, kind, hypotheses, SMALL)
 
 
-def options(kind):
-    return {"keep": 7} if kind == "so3_grid" else {}
-
-
 def assert_rotations(rotation, atol=2e-6):
     assert rotation.dtype == torch.float32
     identity = torch.eye(3).expand_as(rotation)
@@ -210,7 +206,7 @@ def test_heads_give_valid_poses(kind, autocast):
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator())
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        poses = model(noise_images(4, 16), **options(kind))
+        poses = model.propose(noise_images(4, 16), 7)
     assert_rotations(poses.rotation)
     assert poses.rotation.shape == (4, hypotheses, 3, 3)
     assert poses.translation.shape == (4, hypotheses, 2)
@@ -233,7 +229,7 @@ def test_every_parameter_is_trained(kind):
     # Layers that start at zero let gradients through from the second step on.
     for _ in range(2):
         optimizer.zero_grad()
-        poses = model(images, **options(kind))
+        poses = model.propose(images, 7)
         loss = (poses.rotation - target[:, None]).square().sum() + (poses.translation - 5).square().sum()
         (loss - torch.log_softmax(poses.log_weight, 1)[:, 0].sum()).backward()
         optimizer.step()
@@ -289,12 +285,12 @@ def test_anchored_head_starts_at_its_anchors():
 def test_grid_head_keeps_the_likeliest_in_order():
     head = GridHead(FEATURES, BOX_LENGTH, 100)
     features = torch.randn(4, FEATURES, generator=generator())
-    poses = head(features, keep=10)
+    poses = head.propose(features, 10)
     best, index = head.logits(features).sort(dim=1, descending=True)
     # Before training the offsets are zero.
     torch.testing.assert_close(poses.rotation, make_so3_grid(100)[index[:, :10]], atol=1e-6, rtol=0)
     torch.testing.assert_close(poses.log_weight, (best - best.logsumexp(1, keepdim=True))[:, :10])
-    torch.testing.assert_close(head(features, keep=100).log_weight.exp().sum(1), torch.ones(4))
+    torch.testing.assert_close(head.propose(features, 100).log_weight.exp().sum(1), torch.ones(4))
 
 
 def test_grid_head_offsets_are_bounded_and_left_multiplied():
@@ -319,13 +315,13 @@ def test_grid_head_offsets_are_bounded_and_left_multiplied():
 def test_rebuilt_from_settings_and_weights(kind):
     model = make_pose_encoder(make_settings(kind), seed=0)
     images = noise_images(6, 16)
-    model(images, **options(kind))  # moves BatchNorm's running averages
+    model(images)  # moves BatchNorm's running averages
     settings = PoseEncoderSettings.from_dict(json.loads(json.dumps(model.settings.to_dict())))
     assert settings == model.settings
     rebuilt = make_pose_encoder(settings, seed=1)
     rebuilt.load_state_dict(model.state_dict())
     with torch.no_grad():
-        expected, found = (m.eval()(images, **options(kind)) for m in (model, rebuilt))
+        expected, found = (m.eval()(images) for m in (model, rebuilt))
     assert torch.equal(expected.rotation, found.rotation)
     assert torch.equal(expected.log_weight, found.log_weight)
 

@@ -35,9 +35,10 @@ from cryoai.physics.noise import estimate_shell_power, make_shell_noise
 from cryoai.physics.slicing import FourierVolume, slice_volume, volume_from_map
 from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
+from cryoai.poses.grid_head import soft_classes
 from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
+from cryoai.training.losses import fourier_cost, pick_winner, real_cost
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles, SimulatedParticles
@@ -133,7 +134,7 @@ def test_only_pixels_inside_the_mask_count() -> None:
     residual = disk_to_images(disk_coefficients(2, disk), disk)
     inside, outside = (images_to_disk(residual * part, disk) for part in (distance <= 3, distance > 5))
     nothing = torch.zeros_like(inside)
-    masked = real_cost(disk_coefficients(2, disk), nothing, precision, disk, mask_radius=3.0)
+    masked = real_cost(disk_coefficients(2, disk), nothing, precision, disk, mask_radius_px=3.0)
     torch.testing.assert_close(masked, residual[:, distance <= 3].square().mean(1))
     # The disk leaves out the corners of the plane, so that a little leaks through the edge of the mask.
     everywhere, within = (
@@ -175,7 +176,7 @@ def test_joined_hypotheses_are_those_of_both() -> None:
 def test_soft_classes_sum_to_one_and_peak_at_the_nearest_rotation() -> None:
     anchors = make_so3_grid(800)
     rotation = random_rotations(40, generator())
-    target = grid_targets(rotation, anchors, 0.8 * so3_grid_spacing(800) * math.sqrt(2))
+    target = soft_classes(rotation, anchors, 0.8 * so3_grid_spacing(800) * math.sqrt(2))
     torch.testing.assert_close(target.sum(1), torch.ones(40))
     angle = rotation_angle(rotation[:, None].expand(-1, 800, -1, -1), anchors.expand(40, -1, -1, -1))
     assert torch.equal(target.argmax(1), angle.argmin(1))
@@ -662,7 +663,7 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
     model.eval()
     batch, poses = simulated(0)
     with torch.no_grad():
-        found = model.encoder(model.encoder_images(batch), keep=1)
+        found = model.encoder.propose(model.encoder_images(batch), 1)
     # The grid's spacing is 63 degrees: most of this is the offsets' work.
     assert float(rotation_angle(found.rotation[:, 0], poses.rotation).rad2deg().median()) < 8
     assert float((found.translation[:, 0] - poses.translation).norm(dim=1).median()) < 2.5
@@ -694,8 +695,7 @@ def test_an_encoder_survives_its_file(volume: FourierVolume, tmp_path: Path, kin
     assert torch.equal(again.noise_power, trained.noise_power)
     assert torch.equal(again.image_power, trained.image_power)
     images = make_encoder_images(image_poses(volume, random_winners(3)), SMALL.box_size)
-    options = {"keep": 4} if kind == "so3_grid" else {}
-    one, other = (t.encoder(images, **options) for t in (trained, again))
+    one, other = (t.encoder.propose(images, 4) for t in (trained, again))
     assert torch.equal(one.rotation, other.rotation) and torch.equal(one.translation, other.translation)
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
 

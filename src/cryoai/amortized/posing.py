@@ -13,7 +13,6 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.encoder import fold_batch_norm
 from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways
-from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
 from cryoai.precision import product_dtype
@@ -67,13 +66,10 @@ class EncoderInference:
         return found
 
     def _encode(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
-        options = {}
-        if isinstance(self._encoder.head, GridHead):
-            options["keep"] = min(self._trained.keep, len(self._encoder.head.get_buffer("anchors")))
         parts = []
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             for part in images.split(_IMAGES_AT_ONCE):
-                parts.append(self._encoder(part, **options))
+                parts.append(self._encoder.propose(part, self._trained.keep))
         return PoseHypotheses(
             torch.cat([p.rotation for p in parts]).cpu(),
             torch.cat([p.translation for p in parts]).cpu(),

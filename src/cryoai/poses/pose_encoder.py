@@ -69,9 +69,13 @@ class PoseEncoder(nn.Module):
             settings.head, settings.encoder.features, settings.box_length, hypotheses=settings.hypotheses
         )
 
-    def forward(self, images: Float[Tensor, "batch box box"], **options: Any) -> PoseHypotheses:
-        """Hypotheses for each image; ``options`` go to the head."""
-        return self.head(self.encoder(images), **options)
+    def forward(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
+        """The head's hypotheses about each image."""
+        return self.head(self.encoder(images))
+
+    def propose(self, images: Float[Tensor, "batch box box"], keep: int) -> PoseHypotheses:
+        """As many as are wanted, see `AbstractPoseHead.propose`."""
+        return self.head.propose(self.encoder(images), keep)
 
 
 def make_head(kind: HeadKind, features: int, box_length: float, *, hypotheses: int) -> AbstractPoseHead:

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cryoai.poses.encoder_input import CtfTreatment
-from cryoai.training.losses import Domain
+from cryoai.training.losses import Domain, Loss
+from cryoai.volumes import AbstractVolume
 
 Precision = Literal["auto", "bf16-mixed", "32-true"]
 
@@ -87,3 +88,8 @@ class TrainingSettings:
         """Shells of the loss at a step."""
         progress = min(1.0, step / max(1, self.march_steps))
         return self.first_radius + (self.last_radius - self.first_radius) * progress
+
+    def make_loss(self, volume: AbstractVolume | None) -> Loss:
+        """The loss, in units of a volume's coefficients; without a volume only hypotheses are scored with it."""
+        scale = 1.0 if volume is None else float(volume.scale)
+        return Loss(scale, self.whiten, self.domain, self.mask_radius, self.symmetrized)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from cryoai.errors import CryoAIError
 from cryoai.physics.slicing import FourierVolume
-from cryoai.poses.grid_head import GridHead
 from cryoai.precision import product_dtype
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import Precision, TrainingSettings
@@ -257,23 +256,17 @@ class Trainer:
                 self._rendered = volume.to_fourier_volume(self._rendered_radius(step), _RENDER_PADDING)
         assert self._rendered is not None
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * 1_009 + self.fabric.global_rank)
+        noise = self.model.loss.scoring_noise(self._noise_power)
         return Scorer(
-            self._rendered, self._scoring_noise(), settings.radius_at(step), settings.search_radius,
-            settings.max_shift, step < settings.sampling_steps, generator,
+            self._rendered, noise, settings.radius_at(step), settings.search_radius, settings.max_shift,
+            step < settings.sampling_steps, generator,
         )  # fmt: skip
 
-    def _scoring_noise(self) -> Float[Tensor, " shells"]:
-        """White where the loss is plain L2, so that it chooses its own winners."""
-        if self.settings.whiten:
-            return self._noise_power
-        coefficients = torch.arange(len(self._noise_power), dtype=self._noise_power.dtype)
-        return (self._noise_power @ coefficients / coefficients.sum()).expand_as(self._noise_power)
-
     def _rendered_radius(self, step: int) -> float:
-        """Shells that hypotheses are scored in; a grid's winners are also refined, at all shells of the loss."""
+        """Shells that hypotheses are scored in; winners of a search are also refined, at all shells of the loss."""
         # As far as the radius marches until the next rendering.
         radius = self.settings.radius_at(step + self.settings.refresh)
-        if isinstance(self.model.encoder.head, GridHead):
+        if self.model.encoder.head.needs_search:
             return radius
         return min(self.settings.search_radius, radius)
 

@@ -22,8 +22,9 @@ class AbstractNetworkVolume(AbstractVolume):
     """A network from the frequency (kx, ky, kz) to the real and imaginary part of the coefficient.
 
     Hermitian by construction (Levy et al. 2022, eq. 7): the network is asked in one half space only, and the
-    other holds its conjugate. Under autocast the hidden matrix products are in the lower precision; coordinates,
-    first layer and every sine are not.
+    other holds its conjugate. Under autocast the hidden layers are in the lower precision, their products and what
+    they hand on; coordinates and the first layer are not. PyTorch takes a sine in float32 whatever its input, and
+    rounds the result.
     """
 
     @abstractmethod
