@@ -44,7 +44,6 @@ from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.run.progress import Progress
 from cryoai.training.trainer import TrainingDivergedError
-from cryoai.volumes import make_volume
 
 SETS = [f"{molecule}_{noise}" for molecule in ("4ake", "4v5a", "5nrl") for noise in NOISE]
 WAYS = ("first", "scored", "refined")
@@ -66,7 +65,7 @@ class Watcher(Checkpoint):
 
 
 def density_of(state: dict[str, Any], config: ReconstructConfig, box: int) -> torch.Tensor:
-    volume = make_volume(config.amortize.volume, box, width=config.amortize.volume_width)
+    volume = config.amortize.make_volume(box, scale=1.0, seed=0)
     volume.load_state_dict(_part(state, "volume."))
     return volume.to_map()
 

@@ -20,7 +20,7 @@ import yaml
 
 from cryoai import read_map, read_particles
 from cryoai.amortized.encoder_file import TrainedEncoder
-from cryoai.amortized.from_scratch import make_encoder, training_settings
+from cryoai.amortized.from_scratch import make_encoder
 from cryoai.amortized.posing import EncoderInference, best_of_encoder
 from cryoai.geometry.fourier import full_radius
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
@@ -37,7 +37,6 @@ from cryoai.training.model import AmortizedModel
 from cryoai.training.sources import BatchSource, RealParticles
 from cryoai.training.trainer import Trainer, make_fabric
 from cryoai.types import ParticleSet, Pose
-from cryoai.volumes import make_volume
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
@@ -178,8 +177,8 @@ def describe_encoder(
 ) -> TrainedEncoder:
     """An encoder as `train_from_scratch` would hand it on."""
     return TrainedEncoder(
-        encoder, config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size, float(data.pixel_size),
-        float(data.disk.radius[-1]), noise, noise, config.encoder.keep,
+        encoder, config.amortize.symmetrized, data.disk.box_size, float(data.pixel_size),
+        float(data.disk.radius[-1]), noise, noise,
     )  # fmt: skip
 
 
@@ -237,10 +236,10 @@ def _best(hypotheses):
 
 def make_trainer(data: ParticleData, config: ReconstructConfig, source: BatchSource | None = None) -> Trainer:
     """What `train_from_scratch` trains with, for those who want to look at it on the way, or other particles."""
-    settings, options = training_settings(config, data), config.amortize
+    settings, options = config.amortize.within(full_radius(data.disk.box_size)), config.amortize
     look, box = data.batch(np.arange(min(len(data), _FOR_SPECTRUM))), data.disk.box_size
     scale = float(look.images.abs().square().mean().sqrt())
-    volume = make_volume(options.volume, box, width=options.volume_width, scale=scale, seed=config.seed)
+    volume = settings.make_volume(box, scale, config.seed)
     if source is None:
         rows = np.random.default_rng(config.seed).permutation(data.usable_rows)[: options.images]
         source = RealParticles(data, rows, full_radius(box), settings.batch_size, config.seed)

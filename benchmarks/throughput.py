@@ -129,9 +129,7 @@ def infer(args: argparse.Namespace, results: Results) -> None:
     config = load_config(None, {"encoder.box_size": 32, **parse_overrides(args.set)})
     data, noise = test.data, torch.ones(test.data.disk.shell_count)
     encoder = make_encoder(config, data)
-    trained = TrainedEncoder(
-        encoder, config.encoder.ctf, False, 64, float(data.pixel_size), full_radius(32), noise, noise
-    )
+    trained = TrainedEncoder(encoder, False, 64, float(data.pixel_size), full_radius(32), noise, noise)
     fast, full = EncoderInference(trained), EncoderInference(trained, bf16=False)
     rows = np.arange(len(data))
     batches = [batch for _, batch in data.batches(rows, 512, trained.radius)]

@@ -19,7 +19,6 @@ from cryoai.amortized.encoder_file import TrainedEncoder, read_encoder, write_en
 from cryoai.geometry.fourier import (
     FourierDisk,
     disk_to_images,
-    full_radius,
     images_to_disk,
     make_fourier_disk,
     radial_distance,
@@ -33,10 +32,10 @@ from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images
 from cryoai.physics.noise import estimate_shell_power, make_shell_noise
 from cryoai.physics.slicing import FourierVolume, slice_volume, volume_from_map
-from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import soft_classes
-from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
+from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import fourier_cost, pick_winner, real_cost
 from cryoai.training.model import AmortizedModel, StepInput
@@ -48,19 +47,23 @@ from cryoai.volumes import AbstractVolume, FourierGrid, make_volume
 
 BOX, PIXEL_SIZE = 16, 15.0
 BOX_LENGTH = BOX * PIXEL_SIZE
-SMALL = EncoderSettings(box_size=16, widths=(4, 6, 8, 10))
+SMALL = EncoderSettings(box_size=16, widths=(4, 6, 8, 10), keep=8)
 KINDS = ("s2s2", "anchored", "so3_grid")
 HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
 # Every phase of the schedule within a dozen steps.
 SETTINGS = TrainingSettings(
-    steps=12, batch_size=16, first_radius=3.0, last_radius=6.0, march_steps=8, search_radius=5.0, max_shift=30.0,
-    sampling_steps=4, encoder_start=2, own_proposals_start=6, own_proposals_share=0.5, keep=8,
+    steps=12, batch_size=16, first_radius=3.0, last_radius=6.0, march_steps=8, search_radius=5.0,
+    max_shift_box_lengths=0.125, sampling_steps=4, encoder_start=2, own_proposals_start=6, own_proposals_share=0.5,
     points_per_step=600, refresh=3,
 )  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def change(settings: TrainingSettings, **options: object) -> TrainingSettings:
+    return TrainingSettings(**{**settings.model_dump(), **options})
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +89,8 @@ def image_poses(volume: FourierVolume, poses: Winners, snr: float | None = 1.0, 
 
 
 def pose_encoder(kind: str, hypotheses: int = 60, seed: int = 0) -> PoseEncoder:
-    return make_pose_encoder(PoseEncoderSettings(BOX_LENGTH, kind, hypotheses, SMALL), seed)
+    settings = EncoderSettings(**{**SMALL.model_dump(), "head": kind, "hypotheses": hypotheses})
+    return make_pose_encoder(settings, BOX_LENGTH, seed)
 
 
 def scorer_for(
@@ -194,7 +198,7 @@ class OracleEncoder(PoseEncoder):
     """Knows the pose of each image, or of each image's copy turned by π, and is wrong about the other."""
 
     def __init__(self, batch: ParticleBatch, poses: Winners, right_for: str) -> None:
-        super().__init__(PoseEncoderSettings(BOX_LENGTH, "s2s2", 1, SMALL))
+        super().__init__(EncoderSettings(box_size=16, widths=(4, 6, 8, 10), head="s2s2"), BOX_LENGTH)
         images = make_encoder_images(batch, SMALL.box_size)
         self.known = images if right_for == "image" else turn_by_pi(images)
         turn = torch.eye(3) if right_for == "image" else HALF_TURN
@@ -229,16 +233,17 @@ def test_symmetrised_loss_is_zero_when_either_pose_is_right(
     torch.testing.assert_close(turned, half_turned, atol=1e-4, rtol=1e-4)
 
     encoder = OracleEncoder(batch, poses, right_for)
-    grid = FourierGrid(BOX, full_radius(BOX), generator=generator())
+    grid = make_volume("fourier_grid", BOX)
+    assert isinstance(grid, FourierGrid)
     grid.set_map(torch.from_numpy(make_phantom(BOX, PIXEL_SIZE).density))
     power = float(batch.images.abs().square().mean())
-    settings = replace(SETTINGS, symmetrized=True, whiten=False, domain=domain, points_per_step=10**6)
+    settings = change(SETTINGS, symmetrized=True, whiten=False, domain=domain, points_per_step=10**6)
     scorer = scorer_for(volume, batch)
     model = AmortizedModel(encoder, grid, settings)
     with torch.no_grad():
         assert float(model(StepInput(batch, scorer, 0))["volume"]) < 1e-6 * power
     # Without the copy, an encoder that is right about the copy alone is wrong.
-    alone = AmortizedModel(encoder, grid, replace(settings, symmetrized=False))
+    alone = AmortizedModel(encoder, grid, change(settings, symmetrized=False))
     with torch.no_grad():
         cost = float(alone(StepInput(batch, scorer, 0))["volume"])
     assert cost < 1e-6 * power if right_for == "image" else cost > 0.1 * power
@@ -274,7 +279,7 @@ def gradients(losses: dict[str, Tensor], model: AmortizedModel) -> dict[str, Ten
 def test_the_symmetrised_loss_reaches_encoder_and_volume(volume: FourierVolume, kind: str) -> None:
     batch = image_poses(volume, random_winners(12))
     model = AmortizedModel(
-        pose_encoder("s2s2"), make_volume(kind, BOX, width=16), replace(SETTINGS, symmetrized=True)
+        pose_encoder("s2s2"), make_volume(kind, BOX, width=16), change(SETTINGS, symmetrized=True)
     )
     found = gradients(model(StepInput(batch, scorer_for(volume, batch), 0)), model)
     assert all(gradient.isfinite().all() for gradient in found.values())
@@ -323,7 +328,7 @@ def test_a_grid_head_trains_the_volume_at_the_winners_and_itself_on_them(
 ) -> None:
     poses = random_winners(12)
     batch = image_poses(volume, poses)
-    settings = replace(SETTINGS, points_per_step=10**6)
+    settings = change(SETTINGS, points_per_step=10**6)
     model = AmortizedModel(pose_encoder("so3_grid", 200), make_volume("fourier_net", BOX, width=16), settings)
     scorer = scorer_for(volume, batch)
     losses = model(StepInput(batch, scorer, 1, poses if known else None))
@@ -341,11 +346,11 @@ def test_a_grid_head_trains_the_volume_at_the_winners_and_itself_on_them(
 @pytest.mark.parametrize("hypotheses", [5, 20])
 def test_a_grid_smaller_than_what_is_kept_of_it(volume: FourierVolume, hypotheses: int) -> None:
     batch = image_poses(volume, random_winners(12))
-    settings = replace(SETTINGS, keep=32)
+    settings = EncoderSettings(**{**SMALL.model_dump(), "hypotheses": hypotheses, "keep": 32})
     model = AmortizedModel(
-        pose_encoder("so3_grid", hypotheses), make_volume("fourier_net", BOX, width=16), settings
+        make_pose_encoder(settings, BOX_LENGTH, 0), make_volume("fourier_net", BOX, width=16), SETTINGS
     )
-    losses = model(StepInput(batch, scorer_for(volume, batch), settings.own_proposals_start))
+    losses = model(StepInput(batch, scorer_for(volume, batch), SETTINGS.own_proposals_start))
     assert losses["volume"].isfinite() and losses["encoder"].isfinite()
 
 
@@ -505,7 +510,7 @@ def losses_of(history: list[StepRecord]) -> list[tuple]:
 def test_a_resumed_training_is_the_same(
     volume: FourierVolume, tmp_path: Path, kind: str, symmetrized: bool, precision: str
 ) -> None:
-    settings = replace(SETTINGS, symmetrized=symmetrized)
+    settings = change(SETTINGS, symmetrized=symmetrized)
     source = Repeated(volume, spoilt=(5,))
     whole = make_trainer(source, kind, settings, precision=precision)
     whole.train()
@@ -535,7 +540,7 @@ class Scored(AmortizedModel):
 
 @pytest.mark.parametrize("whiten", [True, False])
 def test_hypotheses_are_scored_with_the_loss_that_is_trained(volume: FourierVolume, whiten: bool) -> None:
-    settings, source = replace(SETTINGS, whiten=whiten, symmetrized=True), Repeated(volume)
+    settings, source = change(SETTINGS, whiten=whiten, symmetrized=True), Repeated(volume)
     batch = source(0)[0]
     model = Scored(pose_encoder("s2s2"), make_volume("fourier_net", BOX, width=16), settings)
     trainer = Trainer(model, source, settings, seed=0, image_power=estimate_shell_power(batch.images, batch.disk))
@@ -559,7 +564,7 @@ def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
 @pytest.mark.parametrize("bad_step", [2, 7])
 def test_a_batch_with_nan_is_skipped_and_changes_nothing(volume: FourierVolume, kind: str, bad_step: int) -> None:
     """While the winner is drawn, and while it is the best."""
-    settings = replace(SETTINGS, symmetrized=kind == "s2s2")
+    settings = change(SETTINGS, symmetrized=kind == "s2s2")
     trainer = make_trainer(Repeated(volume, spoilt=(bad_step,)), kind, settings)
     trainer.train(until=bad_step)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
@@ -594,7 +599,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(volume: FourierVolume, part: s
 
 @pytest.mark.parametrize("kind", ["so3_grid", "s2s2"])
 def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None:
-    settings = replace(SETTINGS, steps=1000)
+    settings = change(SETTINGS, steps=1000)
     trainer = make_trainer(Repeated(volume, spoilt=tuple(range(2, 1000))), kind, settings)
     with pytest.raises(TrainingDivergedError, match=r"learning_rate") as error:
         trainer.train()
@@ -603,7 +608,7 @@ def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None
 
 
 def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -> None:
-    settings = replace(SETTINGS, steps=44, encoder_start=100, march_steps=0)
+    settings = change(SETTINGS, steps=44, encoder_start=100, march_steps=0)
     trainer = make_trainer(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
     trainer.train()
     assert trainer.skipped == 22
@@ -611,7 +616,7 @@ def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -
 
 @pytest.mark.parametrize("kind", ["so3_grid", "s2s2"])
 def test_a_volume_that_runs_away_ends_training(volume: FourierVolume, kind: str) -> None:
-    settings = replace(SETTINGS, volume_learning_rate=1e3, steps=200)
+    settings = change(SETTINGS, volume_learning_rate=1e3, steps=200)
     grid = make_volume("fourier_grid", BOX, scale=1.0)
     trainer = make_trainer(Repeated(volume), kind, settings, volume=grid)
     with pytest.raises(TrainingDivergedError, match=r"volume_learning_rate"):
@@ -621,7 +626,7 @@ def test_a_volume_that_runs_away_ends_training(volume: FourierVolume, kind: str)
 
 @pytest.mark.parametrize(("kind", "rate"), [("fourier_net", 3e-3), ("fourier_grid", 0.4), ("real_grid", 0.2)])
 def test_the_volume_learns_the_map_at_known_poses(volume: FourierVolume, kind: str, rate: float) -> None:
-    settings = replace(
+    settings = change(
         SETTINGS, steps=50, volume_learning_rate=rate, march_steps=0, whiten=False, points_per_step=10**5
     )  # fmt: skip
     source = Repeated(volume, known=True)
@@ -644,7 +649,7 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
     pool = image_poses(volume, random_winners(5))
     noise = torch.full((pool.disk.shell_count,), 0.02 * float(pool.images.abs().square().mean()))
     simulated = SimulatedParticles(volume, pool, noise, 5.0, 32, seed=0)
-    settings = replace(
+    settings = change(
         SETTINGS, steps=60, batch_size=32, encoder_start=0, sampling_steps=0, march_steps=0,
         encoder_learning_rate=3e-3,
     )  # fmt: skip
@@ -673,7 +678,7 @@ def test_the_radius_marches_and_stays() -> None:
     radii = [SETTINGS.radius_at(step) for step in range(20)]
     assert radii[0] == 3.0 and radii[8:] == [6.0] * 12
     np.testing.assert_allclose(np.diff(radii[:9]), 3 / 8)
-    assert replace(SETTINGS, march_steps=0).radius_at(1) == 6.0
+    assert change(SETTINGS, march_steps=0).radius_at(1) == 6.0
 
 
 # The encoder's file
@@ -681,7 +686,7 @@ def test_the_radius_marches_and_stays() -> None:
 
 def trained_encoder(kind: str = "so3_grid") -> TrainedEncoder:
     return TrainedEncoder(
-        pose_encoder(kind).eval(), "flip", True, BOX, PIXEL_SIZE, 6.49, torch.rand(8), torch.rand(8), 7, True
+        pose_encoder(kind).eval(), True, BOX, PIXEL_SIZE, 6.49, torch.rand(8), torch.rand(8), True
     )
 
 
@@ -690,7 +695,8 @@ def test_an_encoder_survives_its_file(volume: FourierVolume, tmp_path: Path, kin
     trained = trained_encoder(kind)
     write_encoder(trained, tmp_path / "encoder.pt")
     again = read_encoder(tmp_path / "encoder.pt")
-    for name in ("ctf", "symmetrized", "box_size", "pixel_size", "radius", "keep", "mirrored", "box_length"):
+    assert again.encoder.settings == trained.encoder.settings
+    for name in ("symmetrized", "box_size", "pixel_size", "radius", "mirrored", "box_length"):
         assert getattr(again, name) == getattr(trained, name)
     assert torch.equal(again.noise_power, trained.noise_power)
     assert torch.equal(again.image_power, trained.image_power)
@@ -725,14 +731,16 @@ def test_a_truncated_encoder_is_refused(tmp_path: Path, kept: float) -> None:
     [
         ({"kind": "cryoai volume"}, "not a cryoai encoder"),
         ({"kind": None}, "not a cryoai encoder"),
-        ({"format": 2}, "another version"),
+        ({"format": 1}, "another version"),
+        ({"format": 3}, "another version"),
         ({"format": None}, "another version"),
         ({"weights": None}, "incomplete.*weights"),
         ({"settings": None}, "incomplete.*settings"),
         ({"noise_power": None}, "incomplete.*noise_power"),
-        ({"keep": "many"}, "incomplete.*keep"),
+        ({"settings": {"keep": "many"}}, "incomplete.*keep"),
+        ({"settings": {"head": "of_a_friend"}}, "incomplete.*no head 'of_a_friend'"),
+        ({"settings": {"box_length": 240.0}}, "incomplete.*box_length"),
         ({"pixel_size": torch.ones(1)}, "incomplete.*pixel_size"),
-        ({"settings": {"box_length": 240.0}}, "incomplete"),
         ({"weights": {}}, "incomplete"),
     ],
 )  # fmt: skip

@@ -13,21 +13,18 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
-from cryoai.poses.encoder import EncoderSettings
-from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
 from cryoai.training.model import AmortizedModel
-from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles
 from cryoai.training.trainer import StepRecord, Trainer, make_fabric
-from cryoai.volumes import AbstractVolume, make_volume
+from cryoai.volumes import AbstractVolume
 
 # Images that the first guess of the spectra is measured on.
 _FOR_SPECTRUM = 2000
 _RENDER_PADDING = 2
-_HYPOTHESES = {"so3_grid": 4608, "anchored": 60, "s2s2": 1}
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,12 +51,7 @@ class AmortizedResult:
 
 def make_encoder(config: ReconstructConfig, data: ParticleData) -> PoseEncoder:
     """The encoder that a configuration asks for, with its first weights."""
-    chosen = config.encoder
-    encoder = EncoderSettings(chosen.box_size, chosen.widths, chosen.filter_sigmas, chosen.final_pool)
-    box_length = data.disk.box_size * data.pixel_size
-    hypotheses = chosen.hypotheses or _HYPOTHESES[chosen.head]
-    settings = PoseEncoderSettings(box_length, chosen.head, hypotheses, encoder)
-    return make_pose_encoder(settings, config.seed)
+    return make_pose_encoder(config.encoder, data.disk.box_size * data.pixel_size, config.seed)
 
 
 def train_from_scratch(
@@ -79,15 +71,12 @@ def train_from_scratch(
     TrainingDivergedError
         The losses became meaningless; the last good checkpoint stays.
     """
-    options = config.amortize
     rows = data.usable_rows
     look = data.batch(rows[:: max(1, len(rows) // _FOR_SPECTRUM)])
     image_power = estimate_shell_power(look.images, look.disk)
-    settings = training_settings(config, data)
-    volume = make_volume(
-        options.volume, data.disk.box_size, width=options.volume_width,
-        scale=float(look.images.abs().square().mean().sqrt()), seed=config.seed,
-    )  # fmt: skip
+    settings = config.amortize.within(full_radius(data.disk.box_size))
+    scale = float(look.images.abs().square().mean().sqrt())
+    volume = settings.make_volume(data.disk.box_size, scale, config.seed)
     model = AmortizedModel(make_encoder(config, data), volume, settings)
     fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
     source = RealParticles(
@@ -102,31 +91,11 @@ def train_from_scratch(
         trainer.load_state(saved)
     with progress.step("Training encoder and volume", settings.steps) as done:
         while trainer.step < settings.steps:
-            until = min(settings.steps, trainer.step + options.save_every)
+            until = min(settings.steps, trainer.step + settings.save_every)
             trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
             if fabric.is_global_zero:
                 checkpoint.save("training", trainer.state())
     return _result(model, volume, trainer, data, config, image_power)
-
-
-def training_settings(config: ReconstructConfig, data: ParticleData) -> TrainingSettings:
-    """The trainer's settings: lengths in Å and shells that exist in this box."""
-    options = config.amortize
-    same = {
-        name: getattr(options, name)
-        for name in TrainingSettings.__dataclass_fields__
-        if name in type(options).model_fields and name not in ("max_shift", "mask_radius")
-    }
-    same["last_radius"] = min(options.last_radius, full_radius(data.disk.box_size))
-    same["first_radius"] = min(options.first_radius, same["last_radius"])
-    box = data.disk.box_size
-    return TrainingSettings(
-        **same,
-        max_shift=options.max_shift * box * data.pixel_size,
-        mask_radius=None if options.mask_radius is None else options.mask_radius * box,
-        keep=config.encoder.keep,
-        encoder_ctf=config.encoder.ctf,
-    )
 
 
 def _result(
@@ -141,8 +110,8 @@ def _result(
     with trainer.fabric.autocast():
         rendered = volume.to_fourier_volume(trainer.settings.last_radius, _RENDER_PADDING)
     trained = TrainedEncoder(
-        model.encoder.cpu(), config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size,
-        float(data.pixel_size), float(data.disk.radius[-1]), trainer.noise_power, image_power, config.encoder.keep,
+        model.encoder.cpu(), model.loss.symmetrized, data.disk.box_size, float(data.pixel_size),
+        float(data.disk.radius[-1]), trainer.noise_power, image_power,
     )  # fmt: skip
     return AmortizedResult(trained, rendered, tuple(trainer.history), trainer.skipped)
 

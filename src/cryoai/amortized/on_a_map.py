@@ -26,7 +26,6 @@ from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 from cryoai.training.model import AmortizedModel
-from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
 from cryoai.training.trainer import StepRecord, Trainer, make_fabric
 from cryoai.training.winners import Winners
@@ -37,7 +36,6 @@ _CURRICULUM_SHARE = 0.5
 # From how many on training and then posing takes less time than searching. On a GPU it never does: posing 10,000 by
 # search took 0.7 s there, with the encoder 0.9 s.
 _FEWEST_PARTICLES = {"cpu": 700_000}
-_SAVE_EVERY = 250
 
 
 @dataclass(frozen=True)
@@ -87,16 +85,9 @@ def train_on_map(
     """
     options = config.hybrid
     radius = float(min(config.bootstrap.last_radius, data.disk.radius[-1]))
-    box_length = data.disk.box_size * data.pixel_size
     rows = np.random.default_rng(config.seed).permutation(data.usable_rows)
     pool = data.batch(np.sort(rows[:_POOL]), radius)
-    settings = TrainingSettings(
-        steps=options.simulated_steps + options.real_steps, batch_size=options.batch_size,
-        encoder_learning_rate=options.learning_rate, first_radius=radius, last_radius=radius,
-        search_radius=radius, max_shift=config.bootstrap.max_shift * box_length, march_steps=0,
-        sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=config.encoder.keep,
-        encoder_ctf=config.encoder.ctf,
-    )  # fmt: skip
+    settings = options.training(radius, config.bootstrap.max_shift)
     model = AmortizedModel(make_encoder(config, data), None, settings)
     fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
     volume = start.volume.to(data.device)
@@ -120,12 +111,12 @@ def train_on_map(
         trainer.load_state(saved)
     with progress.step("Training the encoder on the bootstrap's map", settings.steps) as done:
         while trainer.step < settings.steps:
-            until = min(settings.steps, trainer.step + _SAVE_EVERY)
+            until = min(settings.steps, trainer.step + settings.save_every)
             trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
             checkpoint.save("encoder_training", trainer.state())
     trained = TrainedEncoder(
-        model.encoder.cpu(), config.encoder.ctf, False, data.disk.box_size, float(data.pixel_size), radius,
-        noise, image_power, config.encoder.keep,
+        model.encoder.cpu(), model.loss.symmetrized, data.disk.box_size, float(data.pixel_size), radius,
+        noise, image_power,
     )  # fmt: skip
     return trained, tuple(trainer.history)
 

@@ -55,10 +55,9 @@ class EncoderInference:
     @torch.no_grad()
     def hypotheses(self, batch: ParticleBatch) -> PoseHypotheses:
         """The encoder's best poses of each particle, best first by its own weights; in the host's memory."""
-        box = self._encoder.settings.encoder.box_size
-        images = make_encoder_images(batch.prefix(self._trained.radius), box, ctf=self._trained.ctf).to(
-            self._device
-        )
+        settings = self._encoder.settings
+        inside = batch.prefix(self._trained.radius)
+        images = make_encoder_images(inside, settings.box_size, ctf=settings.ctf).to(self._device)
         found = pose_both_ways(self._encode, images) if self._trained.symmetrized else self._encode(images)
         if self._trained.mirrored:
             mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
@@ -69,7 +68,7 @@ class EncoderInference:
         parts = []
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             for part in images.split(_IMAGES_AT_ONCE):
-                parts.append(self._encoder.propose(part, self._trained.keep))
+                parts.append(self._encoder(part))
         return PoseHypotheses(
             torch.cat([p.rotation for p in parts]).cpu(),
             torch.cat([p.translation for p in parts]).cpu(),

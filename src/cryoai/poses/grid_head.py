@@ -7,11 +7,13 @@ from typing import ClassVar
 import roma
 import torch
 from jaxtyping import Float, Int
+from pydantic import Field
 from torch import Tensor, nn
 
 from cryoai.geometry.rotations import rotation_from_vector
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
-from cryoai.poses.heads import KEEP, AbstractPoseHead, TranslationHead, make_mlp
+from cryoai.parts import PartSettings
+from cryoai.poses.heads import HEADS, KEEP, AbstractPoseHead, TranslationHead, make_mlp
 from cryoai.precision import full_precision
 from cryoai.tensors import PoseHypotheses
 
@@ -26,6 +28,14 @@ _TARGET_WIDTH = 0.8
 _OFFSET_WEIGHT, _TRANSLATION_WEIGHT = 5.0, 1.0
 
 
+class GridHeadSettings(PartSettings):
+    """What a `GridHead` is told."""
+
+    hypotheses: int = Field(default=4608, ge=1)
+    """Rotations of the grid."""
+
+
+@HEADS.register("so3_grid")
 class GridHead(AbstractPoseHead):
     """Classification over an SO(3) grid, with a predicted offset from each grid rotation.
 
@@ -35,14 +45,16 @@ class GridHead(AbstractPoseHead):
         Length of the feature vector.
     box_length
         Å, edge of the image.
-    rotations
+    settings
         Size of the grid.
     """
 
+    Settings: ClassVar[type[PartSettings]] = GridHeadSettings
     needs_search: ClassVar[bool] = True
 
-    def __init__(self, features: int, box_length: float, rotations: int = 4608) -> None:
+    def __init__(self, features: int, box_length: float, settings: GridHeadSettings) -> None:
         super().__init__()
+        rotations = settings.hypotheses
         self.register_buffer("anchors", make_so3_grid(rotations))
         self.largest_offset = so3_grid_spacing(rotations)
         self.classifier = make_mlp(features, *_HIDDEN, rotations, last_scale=_FIRST_LOGITS, batch_norm=True)

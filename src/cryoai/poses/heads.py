@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import itertools
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import roma
 import torch
 from jaxtyping import Float
+from pydantic import AfterValidator, Field
 from torch import Tensor, nn
 
 from cryoai.geometry.so3_grid import make_so3_grid
+from cryoai.parts import NamedPart, PartSettings, Registry
 from cryoai.precision import full_precision
 from cryoai.tensors import PoseHypotheses
 
@@ -23,7 +25,7 @@ KEEP = 32
 _TRANSLATION_SCALE = 0.1
 
 
-class AbstractPoseHead(nn.Module, ABC):
+class AbstractPoseHead(nn.Module, NamedPart, ABC):
     """Anything that turns features into poses.
 
     The rotation algebra of a head is float32 whatever the autocast, so that its rotations are rotations.
@@ -31,6 +33,9 @@ class AbstractPoseHead(nn.Module, ABC):
     A head is trained in one of two ways. By default the gradient of the image that its best hypothesis explains
     flows through the pose into the head. A head with ``needs_search`` is told poses instead, those of a search
     over its `grid` or known ones: it has `logits` and a `loss` as well.
+
+    One that can be chosen by name is in `HEADS`, has its own ``Settings``, and is made with
+    ``(features, box_length, settings)``: the length of the feature vector, and Å.
     """
 
     needs_search: ClassVar[bool] = False
@@ -79,6 +84,13 @@ class AbstractPoseHead(nn.Module, ABC):
         raise NotImplementedError(f"{type(self).__name__} needs no search")
 
 
+HEADS: Registry[AbstractPoseHead] = Registry("head")
+"""The heads by name."""
+
+HeadKind = Annotated[str, AfterValidator(HEADS.check)]
+"""A name in `HEADS`."""
+
+
 class TranslationHead(nn.Module):
     """Translations from features; zero before training.
 
@@ -104,6 +116,7 @@ class TranslationHead(nn.Module):
         return self.scale * self.mlp(features).float().unflatten(1, (-1, 2))
 
 
+@HEADS.register("s2s2")
 class S2S2Head(AbstractPoseHead):
     """One pose per image through S²×S² (Levy et al. 2022): six numbers, made a rotation by Gram–Schmidt.
 
@@ -113,9 +126,11 @@ class S2S2Head(AbstractPoseHead):
         Length of the feature vector.
     box_length
         Å, edge of the image.
+    settings
+        It has none.
     """
 
-    def __init__(self, features: int, box_length: float) -> None:
+    def __init__(self, features: int, box_length: float, settings: PartSettings) -> None:
         super().__init__()
         self.rotation = make_mlp(features, *HIDDEN, 6)
         self.translation = TranslationHead(features, box_length)
@@ -129,6 +144,14 @@ class S2S2Head(AbstractPoseHead):
         return PoseHypotheses(rotation, translation, torch.zeros_like(translation[..., 0]))
 
 
+class AnchoredHeadSettings(PartSettings):
+    """What an `AnchoredHead` is told."""
+
+    hypotheses: int = Field(default=60, ge=1)
+    """Poses per image; their anchors are spread evenly over SO(3)."""
+
+
+@HEADS.register("anchored")
 class AnchoredHead(AbstractPoseHead):
     """Several poses per image that start apart: each is a fixed anchor turned by a predicted rotation.
 
@@ -138,13 +161,15 @@ class AnchoredHead(AbstractPoseHead):
         Length of the feature vector.
     box_length
         Å, edge of the image.
-    hypotheses
-        How many; the anchors are spread evenly over SO(3).
+    settings
+        How many.
     """
 
-    def __init__(self, features: int, box_length: float, hypotheses: int) -> None:
+    Settings: ClassVar[type[PartSettings]] = AnchoredHeadSettings
+
+    def __init__(self, features: int, box_length: float, settings: AnchoredHeadSettings) -> None:
         super().__init__()
-        self.hypotheses = hypotheses
+        self.hypotheses = hypotheses = settings.hypotheses
         self.register_buffer("anchors", make_so3_grid(hypotheses))
         self.rotation = make_mlp(features, *HIDDEN, 6 * hypotheses, last_scale=0.01)
         self.translation = TranslationHead(features, box_length)

@@ -21,23 +21,6 @@ def check_method(config: ReconstructConfig) -> None:
     """Refuse options that exclude each other, and a device that is not there."""
     if config.method != "amortized" and config.refine.max_rounds == 0 and not config.known_poses:
         raise InputError("refine.max_rounds: 0 is for --method amortized", advice="give at least 1")
-    if config.method == "hybrid" and config.encoder.head != "so3_grid" and config.hybrid.encoder != "never":
-        raise InputError(
-            f"--method hybrid trains a so3_grid head, not {config.encoder.head}",
-            advice="use --method amortized, or leave encoder.head out",
-        )
-    if config.amortize.symmetrized and config.encoder.head == "so3_grid":
-        raise InputError(
-            "amortize.symmetrized is for the heads s2s2 and anchored: so3_grid scores all rotations",
-            advice="leave it out, or choose another encoder.head",
-        )
-    if config.amortize.mask_radius is not None and config.amortize.domain != "real":
-        raise InputError("amortize.mask_radius needs amortize.domain: real")
-    if config.encoder.box_size >> (len(config.encoder.widths) + config.encoder.final_pool) < 1:
-        raise InputError(
-            f"encoder.box_size {config.encoder.box_size} is too small for {len(config.encoder.widths)} stages",
-            advice="give fewer encoder.widths or a larger encoder.box_size",
-        )
     if config.device == "cuda" and not torch.cuda.is_available():
         raise InputError("--device cuda: there is no usable GPU here", advice="use --device auto or cpu")
 

@@ -77,8 +77,8 @@ class AmortizedModel(nn.Module):
 
     def encoder_images(self, batch: ParticleBatch) -> Float[Tensor, "batch box box"]:
         """What the encoder looks at."""
-        box = self.encoder.settings.encoder.box_size
-        return make_encoder_images(batch, box, ctf=self.settings.encoder_ctf)
+        settings = self.encoder.settings
+        return make_encoder_images(batch, settings.box_size, ctf=settings.ctf)
 
     def forward(self, given: StepInput) -> dict[str, Tensor]:
         """The losses of a step.
@@ -132,7 +132,7 @@ class AmortizedModel(nn.Module):
         searched = len(batch) - int(self.settings.own_proposals_share * len(batch))
         parts = [winners_on_grid(batch[:searched], scorer, head.grid)] if searched else []
         if searched < len(batch):
-            hypotheses = head.propose(features[searched:], self.settings.keep, logits[searched:])
+            hypotheses = head.propose(features[searched:], self.encoder.settings.keep, logits[searched:])
             parts.append(winners_among(batch[searched:], scorer, _on_host(hypotheses)))
         return Winners(torch.cat([p.rotation for p in parts]), torch.cat([p.translation for p in parts]))
 

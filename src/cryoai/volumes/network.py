@@ -4,18 +4,28 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Complex, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
+from cryoai.parts import PartSettings
 from cryoai.physics.slicing import FourierVolume, grid_radius, grid_shape, grid_to_real
 from cryoai.precision import full_precision
 from cryoai.volumes.abstract import AbstractVolume
 
 # Grid points evaluated at once: the hidden layers of more do not fit a CPU's cache.
 _CHUNK = 8_192
+
+
+class NetworkSettings(PartSettings):
+    """What every network is told."""
+
+    width: int = Field(default=256, ge=1)
+    """Neurons of each layer."""
 
 
 class AbstractNetworkVolume(AbstractVolume):
@@ -26,6 +36,9 @@ class AbstractNetworkVolume(AbstractVolume):
     they hand on; coordinates and the first layer are not. PyTorch takes a sine in float32 whatever its input, and
     rounds the result.
     """
+
+    Settings: ClassVar[type[PartSettings]] = NetworkSettings
+    learning_rate: ClassVar[float] = 1e-3
 
     @abstractmethod
     def evaluate(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, "m 2"]:
