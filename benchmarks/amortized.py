@@ -38,8 +38,9 @@ from harness import (
     simulate,
 )
 
-from cryoai.amortized.from_scratch import make_encoder, train_from_scratch
+from cryoai.amortized.from_scratch import train_from_scratch
 from cryoai.physics.slicing import FourierVolume
+from cryoai.poses.pose_encoder import make_pose_encoder
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.run.progress import Progress
@@ -87,7 +88,7 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
         with clock.paused(), torch.no_grad():
             density = density_of(state, config, test.data.disk.box_size)
             rendered = FourierVolume(state["rendered"], test.data.disk.box_size, 2)
-            encoder = make_encoder(config, test.data)
+            encoder = make_pose_encoder(config.encoder, test.data.disk.box_size * test.data.pixel_size, config.seed)
             encoder.load_state_dict(_part(state, "encoder."))
             trained = describe_encoder(encoder, config, test.data, state["noise_power"])
             figures = measure(test, trained, rendered, density, some, radius=radius)

@@ -38,10 +38,11 @@ from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
 from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.training.losses import fourier_cost, pick_winner, real_cost
+from cryoai.training.make import make_trainer
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError, make_fabric
+from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError
 from cryoai.training.winners import Scorer, Winners
 from cryoai.volumes import AbstractVolume, FourierGrid, make_volume
 
@@ -54,7 +55,7 @@ HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
 SETTINGS = TrainingSettings(
     steps=12, batch_size=16, first_radius=3.0, last_radius=6.0, march_steps=8, search_radius=5.0,
     max_shift_box_lengths=0.125, sampling_steps=4, encoder_start=2, own_proposals_start=6, own_proposals_share=0.5,
-    points_per_step=600, refresh=3,
+    points_per_step=600, refresh=3, volume_width=16,
 )  # fmt: skip
 
 
@@ -479,7 +480,7 @@ class Repeated:
         return batch, poses if self.known else None
 
 
-def make_trainer(
+def trainer_for(
     source: Repeated,
     kind: str = "so3_grid",
     settings: TrainingSettings = SETTINGS,
@@ -488,14 +489,11 @@ def make_trainer(
     precision: str = "32-true",
     seed: int = 0,
 ) -> Trainer:
-    batch = source(10_000)[0]
-    scale = float(batch.images.abs().square().mean().sqrt())
-    volume = volume or make_volume("fourier_net", BOX, width=16, scale=scale, seed=seed)
-    model = AmortizedModel(pose_encoder(kind, {"anchored": 6}.get(kind, 200), seed), volume, settings)
-    return Trainer(
-        model, source, settings, seed=seed, image_power=estimate_shell_power(batch.images, batch.disk),
-        fabric=make_fabric("cpu", precision),
-    )  # fmt: skip
+    hypotheses = {"anchored": 6}.get(kind, 200)
+    encoder = EncoderSettings(
+        **{**SMALL.model_dump(), "head": kind, "hypotheses": hypotheses, "precision": precision}
+    )
+    return make_trainer(encoder, settings, source, source(10_000)[0], seed=seed, volume=volume)
 
 
 def losses_of(history: list[StepRecord]) -> list[tuple]:
@@ -512,14 +510,14 @@ def test_a_resumed_training_is_the_same(
 ) -> None:
     settings = change(SETTINGS, symmetrized=symmetrized)
     source = Repeated(volume, spoilt=(5,))
-    whole = make_trainer(source, kind, settings, precision=precision)
+    whole = trainer_for(source, kind, settings, precision=precision)
     whole.train()
     # Both in the middle of two renderings of the volume, before and after the encoder's own proposals begin.
-    stopped = make_trainer(source, kind, settings, precision=precision)
+    stopped = trainer_for(source, kind, settings, precision=precision)
     for stop in (4, 10):
         stopped.train(until=stop)
         torch.save(stopped.state(), tmp_path / "state.pt")
-        stopped = make_trainer(source, kind, settings, precision=precision, seed=0)
+        stopped = trainer_for(source, kind, settings, precision=precision, seed=0)
         stopped.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert stopped.step == 10 and len(stopped.history) == 10
     stopped.train()
@@ -554,7 +552,7 @@ def test_hypotheses_are_scored_with_the_loss_that_is_trained(volume: FourierVolu
 
 
 def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
-    first, second = (make_trainer(Repeated(volume), seed=seed) for seed in (0, 1))
+    first, second = (trainer_for(Repeated(volume), seed=seed) for seed in (0, 1))
     for trainer in (first, second):
         trainer.train(until=3)
     assert losses_of(first.history) != losses_of(second.history)
@@ -565,7 +563,7 @@ def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
 def test_a_batch_with_nan_is_skipped_and_changes_nothing(volume: FourierVolume, kind: str, bad_step: int) -> None:
     """While the winner is drawn, and while it is the best."""
     settings = change(SETTINGS, symmetrized=kind == "s2s2")
-    trainer = make_trainer(Repeated(volume, spoilt=(bad_step,)), kind, settings)
+    trainer = trainer_for(Repeated(volume, spoilt=(bad_step,)), kind, settings)
     trainer.train(until=bad_step)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     noise = trainer.noise_power.clone()
@@ -582,7 +580,7 @@ def test_a_batch_with_nan_is_skipped_and_changes_nothing(volume: FourierVolume, 
 @pytest.mark.parametrize("part", ["encoder", "volume"])
 def test_a_gradient_that_is_not_finite_is_skipped(volume: FourierVolume, part: str) -> None:
     """The loss is finite, and what is derived from it is not."""
-    trainer = make_trainer(Repeated(volume))
+    trainer = trainer_for(Repeated(volume))
     trainer.train(until=3)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     module = {"encoder": trainer.model.encoder, "volume": trainer.model.volume}[part]
@@ -600,7 +598,7 @@ def test_a_gradient_that_is_not_finite_is_skipped(volume: FourierVolume, part: s
 @pytest.mark.parametrize("kind", ["so3_grid", "s2s2"])
 def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None:
     settings = change(SETTINGS, steps=1000)
-    trainer = make_trainer(Repeated(volume, spoilt=tuple(range(2, 1000))), kind, settings)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(2, 1000))), kind, settings)
     with pytest.raises(TrainingDivergedError, match=r"learning_rate") as error:
         trainer.train()
     assert trainer.step < 50 and error.value.exit_code == 1
@@ -609,7 +607,7 @@ def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None
 
 def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -> None:
     settings = change(SETTINGS, steps=44, encoder_start=100, march_steps=0)
-    trainer = make_trainer(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
     trainer.train()
     assert trainer.skipped == 22
 
@@ -618,7 +616,7 @@ def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -
 def test_a_volume_that_runs_away_ends_training(volume: FourierVolume, kind: str) -> None:
     settings = change(SETTINGS, volume_learning_rate=1e3, steps=200)
     grid = make_volume("fourier_grid", BOX, scale=1.0)
-    trainer = make_trainer(Repeated(volume), kind, settings, volume=grid)
+    trainer = trainer_for(Repeated(volume), kind, settings, volume=grid)
     with pytest.raises(TrainingDivergedError, match=r"volume_learning_rate"):
         trainer.train()
     assert trainer.step < 50
@@ -632,7 +630,7 @@ def test_the_volume_learns_the_map_at_known_poses(volume: FourierVolume, kind: s
     source = Repeated(volume, known=True)
     scale = float(source(0)[0].images.abs().square().mean().sqrt())
     learned = make_volume(kind, BOX, width=32, scale=scale)
-    trainer = make_trainer(source, settings=settings, volume=learned)
+    trainer = trainer_for(source, settings=settings, volume=learned)
     trainer.train()
     losses = np.array([record.volume_loss for record in trainer.history])
     assert losses[-5:].mean() < 0.6 * losses[:5].mean()
@@ -653,13 +651,12 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
         SETTINGS, steps=60, batch_size=32, encoder_start=0, sampling_steps=0, march_steps=0,
         encoder_learning_rate=3e-3,
     )  # fmt: skip
-    model = AmortizedModel(pose_encoder("so3_grid", 60), None, settings)
+    encoder = EncoderSettings(**{**SMALL.model_dump(), "hypotheses": 60})
     # The same 64 images again and again: few enough to be learned by heart.
-    trainer = Trainer(
-        model, lambda step: simulated(step % 2), settings, seed=0,
-        image_power=estimate_shell_power(pool.images, pool.disk),
-        map_volume=volume, noise_power=noise, fabric=make_fabric("cpu"),
-    )  # fmt: skip
+    trainer = make_trainer(
+        encoder, settings, lambda step: simulated(step % 2), pool, seed=0, map_volume=volume, noise_power=noise
+    )
+    model = trainer.model
     trainer.train()
     losses = np.array([record.encoder_loss for record in trainer.history])
     assert losses[-8:].mean() < losses[:8].mean() - 0.8

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from jaxtyping import Float
-from torch import Tensor
+import numpy as np
+from jaxtyping import Int
 
 from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.amortized.training import train_with_checkpoints, trained_encoder
 from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
-from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
-from cryoai.training.model import AmortizedModel
-from cryoai.training.sources import RealParticles
+from cryoai.training.make import make_trainer
+from cryoai.training.sources import BatchSource, RealParticles
 from cryoai.training.trainer import StepRecord, Trainer, make_fabric
-from cryoai.volumes import AbstractVolume
 
 # Images that the first guess of the spectra is measured on.
 _FOR_SPECTRUM = 2000
@@ -49,9 +46,32 @@ class AmortizedResult:
     skipped: int
 
 
-def make_encoder(config: ReconstructConfig, data: ParticleData) -> PoseEncoder:
-    """The encoder that a configuration asks for, with its first weights."""
-    return make_pose_encoder(config.encoder, data.disk.box_size * data.pixel_size, config.seed)
+def make_trainer_from_scratch(
+    data: ParticleData,
+    config: ReconstructConfig,
+    rows: Int[np.ndarray, " m"] | None = None,
+    source: BatchSource | None = None,
+) -> Trainer:
+    """What `train_from_scratch` trains with, for those who want to look at it on the way, or have other particles.
+
+    Parameters
+    ----------
+    data, config
+        As there.
+    rows
+        Which particles take part, in place of all usable ones.
+    source
+        What is trained on, in place of those particles.
+    """
+    rows = data.usable_rows if rows is None else rows
+    radius = full_radius(data.disk.box_size)
+    settings = config.amortize.within(radius)
+    fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
+    source = source or RealParticles(
+        data, rows, radius, settings.batch_size, config.seed, fabric.global_rank, fabric.world_size
+    )
+    look = data.batch(rows[:: max(1, len(rows) // _FOR_SPECTRUM)])
+    return make_trainer(config.encoder, settings, source, look, seed=config.seed, fabric=fabric)
 
 
 def train_from_scratch(
@@ -71,56 +91,11 @@ def train_from_scratch(
     TrainingDivergedError
         The losses became meaningless; the last good checkpoint stays.
     """
-    rows = data.usable_rows
-    look = data.batch(rows[:: max(1, len(rows) // _FOR_SPECTRUM)])
-    image_power = estimate_shell_power(look.images, look.disk)
-    settings = config.amortize.within(full_radius(data.disk.box_size))
-    scale = float(look.images.abs().square().mean().sqrt())
-    volume = settings.make_volume(data.disk.box_size, scale, config.seed)
-    model = AmortizedModel(make_encoder(config, data), volume, settings)
-    fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
-    source = RealParticles(
-        data, rows, full_radius(data.disk.box_size), settings.batch_size, config.seed,
-        fabric.global_rank, fabric.world_size,
-    )  # fmt: skip
-    trainer = Trainer(model, source, settings, seed=config.seed, image_power=image_power, fabric=fabric)
-    # The first process prepares the folder that all of them read.
-    fabric.barrier()
-    saved = checkpoint.load("training")
-    if saved is not None:
-        trainer.load_state(saved)
-    with progress.step("Training encoder and volume", settings.steps) as done:
-        while trainer.step < settings.steps:
-            until = min(settings.steps, trainer.step + settings.save_every)
-            trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
-            if fabric.is_global_zero:
-                checkpoint.save("training", trainer.state())
-    return _result(model, volume, trainer, data, config, image_power)
-
-
-def _result(
-    model: AmortizedModel,
-    volume: AbstractVolume,
-    trainer: Trainer,
-    data: ParticleData,
-    config: ReconstructConfig,
-    image_power: Float[Tensor, " shells"],
-) -> AmortizedResult:
-    model.eval()
+    trainer = make_trainer_from_scratch(data, config)
+    train_with_checkpoints(trainer, "training", "Training encoder and volume", checkpoint, progress)
+    volume = trainer.model.volume
+    assert volume is not None
+    trained = trained_encoder(trainer, data, float(data.disk.radius[-1]))
     with trainer.fabric.autocast():
         rendered = volume.to_fourier_volume(trainer.settings.last_radius, _RENDER_PADDING)
-    trained = TrainedEncoder(
-        model.encoder.cpu(), model.loss.symmetrized, data.disk.box_size, float(data.pixel_size),
-        float(data.disk.radius[-1]), trainer.noise_power, image_power,
-    )  # fmt: skip
     return AmortizedResult(trained, rendered, tuple(trainer.history), trainer.skipped)
-
-
-def describe_step(record: StepRecord, batch_size: int) -> tuple[int, str]:
-    """Steps done, and the throughput and losses in words."""
-    rate = (record.step + 1) * batch_size / max(record.seconds, 1e-9)
-    parts = [f"{rate:,.0f} images/s"]
-    for name, loss in (("volume", record.volume_loss), ("encoder", record.encoder_loss)):
-        if math.isfinite(loss):
-            parts.append(f"{name} loss {loss:.3f}")
-    return record.step + 1, ", ".join(parts)

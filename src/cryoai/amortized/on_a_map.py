@@ -12,9 +12,8 @@ from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.amortized.encoder_file import TrainedEncoder
-from cryoai.amortized.from_scratch import describe_step, make_encoder
+from cryoai.amortized.training import train_with_checkpoints, trained_encoder
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import (
     make_search_grid,
@@ -25,9 +24,9 @@ from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
-from cryoai.training.model import AmortizedModel
+from cryoai.training.make import make_trainer
 from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, make_fabric
+from cryoai.training.trainer import StepRecord
 from cryoai.training.winners import Winners
 
 # Real particles whose CTFs the simulated images have, and those that show how far particles are off-centre.
@@ -88,8 +87,6 @@ def train_on_map(
     rows = np.random.default_rng(config.seed).permutation(data.usable_rows)
     pool = data.batch(np.sort(rows[:_POOL]), radius)
     settings = options.training(radius, config.bootstrap.max_shift)
-    model = AmortizedModel(make_encoder(config, data), None, settings)
-    fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
     volume = start.volume.to(data.device)
     noise = start.noise_power[: pool.disk.shell_count]
     simulated = SimulatedParticles(
@@ -101,24 +98,12 @@ def train_on_map(
         RealParticles(data, rows[: config.bootstrap.images], radius, options.batch_size, config.seed),
         options.simulated_steps,
     )
-    image_power = estimate_shell_power(pool.images, pool.disk)
-    trainer = Trainer(
-        model, source, settings, seed=config.seed, image_power=image_power, map_volume=volume,
-        noise_power=noise, fabric=fabric,
-    )  # fmt: skip
-    saved = checkpoint.load("encoder_training")
-    if saved is not None:
-        trainer.load_state(saved)
-    with progress.step("Training the encoder on the bootstrap's map", settings.steps) as done:
-        while trainer.step < settings.steps:
-            until = min(settings.steps, trainer.step + settings.save_every)
-            trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
-            checkpoint.save("encoder_training", trainer.state())
-    trained = TrainedEncoder(
-        model.encoder.cpu(), model.loss.symmetrized, data.disk.box_size, float(data.pixel_size), radius,
-        noise, image_power,
-    )  # fmt: skip
-    return trained, tuple(trainer.history)
+    trainer = make_trainer(
+        config.encoder, settings, source, pool, seed=config.seed, map_volume=volume, noise_power=noise
+    )
+    title = "Training the encoder on the bootstrap's map"
+    train_with_checkpoints(trainer, "encoder_training", title, checkpoint, progress)
+    return trained_encoder(trainer, data, radius), tuple(trainer.history)
 
 
 def _shift_sigma(

@@ -126,7 +126,7 @@ class Trainer:
     ) -> None:
         self.fabric = fabric or make_fabric("cpu")
         self._source, self.settings, self._seed = source, settings, seed
-        self._image_power = image_power.clamp(min=1e-12)
+        self.image_power, self._image_power = image_power, image_power.clamp(min=1e-12)
         self._measures_noise = noise_power is None
         self._noise_power = self._image_power.clone() if noise_power is None else noise_power
         self._map_volume = map_volume
