@@ -34,10 +34,11 @@ from cryoai.physics.noise import estimate_shell_power, make_shell_noise
 from cryoai.physics.slicing import FourierVolume, slice_volume, volume_from_map
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import soft_classes
+from cryoai.poses.heads import AbstractPoseHead
 from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
 from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, pick_winner, real_cost
+from cryoai.training.losses import Loss, fourier_cost, pick_winner, real_cost
 from cryoai.training.make import make_trainer
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import TrainingSettings
@@ -147,6 +148,43 @@ def test_only_pixels_inside_the_mask_count() -> None:
         for radius in (None, 3.0)
     )
     assert (within[0] > everywhere[0]).all() and (within[1] < 0.2 * everywhere[1]).all()
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("domain", ["fourier", "real"])
+def test_a_loss_is_in_units_of_the_noise_or_of_the_volume(whiten: bool, domain: str) -> None:
+    disk = make_fourier_disk(16)
+    model, images = disk_coefficients(3, disk), disk_coefficients(3, disk, 1)
+    noise = 0.5 + torch.rand(disk.shell_count, generator=generator(2))
+    settings = change(SETTINGS, whiten=whiten, domain=domain)
+    loss = settings.make_loss(make_volume("real_grid", 16, scale=3.0))
+    precision = 1 / noise[disk.shell] if whiten else torch.full((len(disk),), 1 / 9)
+    squared = ((model - images).abs().square() * precision).sum(1)
+    share = 1 / len(disk) if domain == "fourier" else 2 / 16**2
+    torch.testing.assert_close(loss.cost(model, images, disk, noise), share * squared)
+    # Hypotheses are scored alike: by the noise shell by shell, or by the mean over all coefficients.
+    scored = loss.scoring_noise(noise)
+    shell = torch.arange(len(noise))
+    torch.testing.assert_close(scored, noise if whiten else (noise * shell / shell.sum()).sum().expand_as(noise))
+
+
+def test_the_mask_of_the_settings_is_a_share_of_the_box() -> None:
+    settings = TrainingSettings(domain="real", mask_radius_box_lengths=0.25)
+    for box in (16, 32):
+        assert settings.make_loss(make_volume("real_grid", box)).mask_radius_px == box / 4
+
+
+class Constant(Loss):
+    """Another loss."""
+
+    def cost(self, model: Tensor, images: Tensor, disk: FourierDisk, noise_power: Tensor) -> Tensor:
+        return 7 + 0 * super().cost(model, images, disk, noise_power)
+
+
+def test_a_model_trains_on_the_loss_that_it_is_given(volume: FourierVolume) -> None:
+    batch = image_poses(volume, random_winners(8))
+    model = AmortizedModel(pose_encoder("s2s2"), make_volume("real_grid", BOX), SETTINGS, Constant())
+    assert float(model(StepInput(batch, scorer_for(volume, batch), 0))["volume"].detach()) == 7
 
 
 def test_the_winner_is_the_cheapest() -> None:
@@ -353,6 +391,49 @@ def test_a_grid_smaller_than_what_is_kept_of_it(volume: FourierVolume, hypothese
     )
     losses = model(StepInput(batch, scorer_for(volume, batch), SETTINGS.own_proposals_start))
     assert losses["volume"].isfinite() and losses["encoder"].isfinite()
+
+
+class OwnClassifier(AbstractPoseHead):
+    """Another head that needs a search: the least there is to one."""
+
+    needs_search = True
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("rotations", make_so3_grid(100))
+        self.classes = torch.nn.Linear(features, 100)
+
+    @property
+    def grid(self) -> Tensor:
+        return self.get_buffer("rotations")
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.classes(features)
+
+    def propose(self, features: Tensor, keep: int = 4, logits: Tensor | None = None) -> PoseHypotheses:
+        weight, index = (self.logits(features) if logits is None else logits).topk(keep)
+        return PoseHypotheses(self.grid[index], torch.zeros(*index.shape, 2), weight)
+
+    def loss(self, features: Tensor, logits: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, soft_classes(rotation, self.grid, 0.5))
+
+
+def test_a_head_that_needs_a_search_need_not_be_the_grid_head(volume: FourierVolume) -> None:
+    source = Repeated(volume)
+    trainer = trainer_for(source)
+    trainer.model.encoder.head = OwnClassifier(trainer.model.encoder.encoder.features)
+    trainer = Trainer(trainer.model, source, SETTINGS, seed=0, image_power=trainer.image_power)
+    trainer.train()
+    assert trainer.skipped == 0
+    # It learns from `encoder_start` on.
+    learned = [math.isfinite(record.encoder_loss) for record in trainer.history]
+    assert learned == [step >= SETTINGS.encoder_start for step in range(SETTINGS.steps)]
+
+
+def test_a_head_without_a_search_says_so() -> None:
+    head = pose_encoder("s2s2").head
+    with pytest.raises(NotImplementedError, match="S2S2Head needs no search"):
+        head.logits(torch.zeros(1, 4))
 
 
 # Sources
