@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import paper_scheme
@@ -46,12 +46,9 @@ from cryoai.tensors import ParticleBatch
 from cryoai.training.winners import Winners
 from cryoai.volumes import VolumeKind, count_parameters, width_for_budget
 
-VOLUMES: tuple[VolumeKind, ...] = get_args(VolumeKind)
 GRIDS = ("fourier_grid", "real_grid")
-# Of Adam, for the volume: the best of `rates`.
-LEARNING_RATES = {
-    "fourier_net": 1e-3, "siren": 1e-3, "positional_mlp": 1e-3, "fourier_grid": 1e-1, "real_grid": 1e-1
-}  # fmt: skip
+VOLUMES = ("fourier_net", "siren", "positional_mlp", *GRIDS)
+# Of Adam, for the volume. The best of `rates` are the volumes' own.
 TRIED_RATES = {True: (1e-2, 3e-2, 1e-1, 3e-1), False: (3e-4, 1e-3, 3e-3)}
 # Of the volume; None is what configs/paper-small.yaml says.
 SCHEME_RATES = {"fourier_net": None, "real_grid": 1e-2}
@@ -89,7 +86,7 @@ def volume_config(volume: VolumeKind, args: argparse.Namespace, seed: int) -> Re
     width = 8 if volume in GRIDS else width_for_budget(volume, args.budget)
     options = {
         "method": "amortized", "seed": seed, "amortize.volume": volume, "amortize.volume_width": width,
-        "amortize.volume_learning_rate": LEARNING_RATES[volume], **parse_overrides(args.set),
+        **parse_overrides(args.set),
     }  # fmt: skip
     return load_config(None, options)
 

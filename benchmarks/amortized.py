@@ -38,13 +38,13 @@ from harness import (
     simulate,
 )
 
-from cryoai.amortized.from_scratch import make_encoder, train_from_scratch
+from cryoai.amortized.from_scratch import train_from_scratch
 from cryoai.physics.slicing import FourierVolume
+from cryoai.poses.pose_encoder import make_pose_encoder
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig, load_config
 from cryoai.run.progress import Progress
 from cryoai.training.trainer import TrainingDivergedError
-from cryoai.volumes import make_volume
 
 SETS = [f"{molecule}_{noise}" for molecule in ("4ake", "4v5a", "5nrl") for noise in NOISE]
 WAYS = ("first", "scored", "refined")
@@ -66,7 +66,7 @@ class Watcher(Checkpoint):
 
 
 def density_of(state: dict[str, Any], config: ReconstructConfig, box: int) -> torch.Tensor:
-    volume = make_volume(config.amortize.volume, box, width=config.amortize.volume_width)
+    volume = config.amortize.make_volume(box, scale=1.0, seed=0)
     volume.load_state_dict(_part(state, "volume."))
     return volume.to_map()
 
@@ -88,7 +88,7 @@ def run(name: str, seed: int, config: ReconstructConfig, args: argparse.Namespac
         with clock.paused(), torch.no_grad():
             density = density_of(state, config, test.data.disk.box_size)
             rendered = FourierVolume(state["rendered"], test.data.disk.box_size, 2)
-            encoder = make_encoder(config, test.data)
+            encoder = make_pose_encoder(config.encoder, test.data.disk.box_size * test.data.pixel_size, config.seed)
             encoder.load_state_dict(_part(state, "encoder."))
             trained = describe_encoder(encoder, config, test.data, state["noise_power"])
             figures = measure(test, trained, rendered, density, some, radius=radius)

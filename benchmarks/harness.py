@@ -20,25 +20,21 @@ import yaml
 
 from cryoai import read_map, read_particles
 from cryoai.amortized.encoder_file import TrainedEncoder
-from cryoai.amortized.from_scratch import make_encoder, training_settings
+from cryoai.amortized.from_scratch import make_trainer_from_scratch
 from cryoai.amortized.posing import EncoderInference, best_of_encoder
-from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.metrics.pose_error import compute_pose_errors
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.precision import product_dtype
 from cryoai.run.config import ReconstructConfig
-from cryoai.training.model import AmortizedModel
-from cryoai.training.sources import BatchSource, RealParticles
-from cryoai.training.trainer import Trainer, make_fabric
+from cryoai.training.sources import BatchSource
+from cryoai.training.trainer import Trainer
 from cryoai.types import ParticleSet, Pose
-from cryoai.volumes import make_volume
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
@@ -49,7 +45,7 @@ CONVERGED_PX, CONVERGED_ROTATION = 2.6, 0.05
 # Of a box, what a molecule spans unless one says otherwise.
 HALF = 0.5
 _CACHE = 2 * 2**30
-_CHUNK, _FOR_SPECTRUM = 1000, 2000
+_CHUNK = 1000
 
 
 @dataclass(frozen=True)
@@ -179,8 +175,8 @@ def describe_encoder(
 ) -> TrainedEncoder:
     """An encoder as `train_from_scratch` would hand it on."""
     return TrainedEncoder(
-        encoder, config.encoder.ctf, config.amortize.symmetrized, data.disk.box_size, float(data.pixel_size),
-        float(data.disk.radius[-1]), noise, noise, config.encoder.keep,
+        encoder, config.amortize.symmetrized, data.disk.box_size, float(data.pixel_size),
+        float(data.disk.radius[-1]), noise, noise,
     )  # fmt: skip
 
 
@@ -237,19 +233,9 @@ def _best(hypotheses):
 
 
 def make_trainer(data: ParticleData, config: ReconstructConfig, source: BatchSource | None = None) -> Trainer:
-    """What `train_from_scratch` trains with, for those who want to look at it on the way, or other particles."""
-    settings, options = training_settings(config, data), config.amortize
-    look, box = data.batch(np.arange(min(len(data), _FOR_SPECTRUM))), data.disk.box_size
-    scale = float(look.images.abs().square().mean().sqrt())
-    volume = make_volume(options.volume, box, width=options.volume_width, scale=scale, seed=config.seed)
-    if source is None:
-        rows = np.random.default_rng(config.seed).permutation(data.usable_rows)[: options.images]
-        source = RealParticles(data, rows, full_radius(box), settings.batch_size, config.seed)
-    return Trainer(
-        AmortizedModel(make_encoder(config, data), volume, settings), source, settings, seed=config.seed,
-        image_power=estimate_shell_power(look.images, look.disk),
-        fabric=make_fabric("cpu", config.encoder.precision),
-    )  # fmt: skip
+    """What `train_from_scratch` trains with, on as many of the particles as it would read."""
+    rows = np.random.default_rng(config.seed).permutation(data.usable_rows)[: config.amortize.images]
+    return make_trainer_from_scratch(data, config, rows, source)
 
 
 def has_converged(figures: dict[str, Any], way: str = "first") -> bool:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from harness import (
     CONVERGED_ROTATION,
@@ -33,9 +33,9 @@ from harness import (
 )
 from learning import Learner, Watch
 
-from cryoai.poses.pose_encoder import HeadKind
+from cryoai.poses.heads import HEADS
 from cryoai.run.config import ReconstructConfig, load_config
-from cryoai.volumes import VolumeKind
+from cryoai.volumes import VOLUMES
 
 SMALL = REPOSITORY / "configs" / "paper-small.yaml"
 ROTATIONS_OF_GRID = 4608
@@ -172,10 +172,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
     add_scheme_options(parser)
-    parser.add_argument("--head", default="s2s2", choices=get_args(HeadKind))
+    parser.add_argument("--head", default="s2s2", choices=list(HEADS))
     parser.add_argument("--hypotheses", type=int, help="of the anchored head (default 8), rotations of the grid")
     parser.add_argument("--loss", default="symmetrized", choices=("symmetrized", "l2"))
-    parser.add_argument("--volume", choices=get_args(VolumeKind))
+    parser.add_argument("--volume", choices=list(VOLUMES))
     parser.add_argument("--batch", type=int)
     parser.add_argument("--encoder-lr", type=float)
     parser.add_argument("--volume-lr", type=float)

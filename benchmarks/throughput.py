@@ -36,10 +36,10 @@ from harness import (
 )
 
 from cryoai.amortized.encoder_file import TrainedEncoder
-from cryoai.amortized.from_scratch import make_encoder
 from cryoai.amortized.posing import EncoderInference
 from cryoai.geometry.fourier import full_radius
 from cryoai.poses.encoder_input import make_encoder_images
+from cryoai.poses.pose_encoder import make_pose_encoder
 from cryoai.run.config import ReconstructConfig, load_config
 
 PAPER = REPOSITORY / "configs" / "paper.yaml"
@@ -128,10 +128,8 @@ def infer(args: argparse.Namespace, results: Results) -> None:
     test = load(simulate("phantom_0", args.work, args.data, _INFERRED, box=64))
     config = load_config(None, {"encoder.box_size": 32, **parse_overrides(args.set)})
     data, noise = test.data, torch.ones(test.data.disk.shell_count)
-    encoder = make_encoder(config, data)
-    trained = TrainedEncoder(
-        encoder, config.encoder.ctf, False, 64, float(data.pixel_size), full_radius(32), noise, noise
-    )
+    encoder = make_pose_encoder(config.encoder, data.disk.box_size * data.pixel_size, config.seed)
+    trained = TrainedEncoder(encoder, False, 64, float(data.pixel_size), full_radius(32), noise, noise)
     fast, full = EncoderInference(trained), EncoderInference(trained, bf16=False)
     rows = np.arange(len(data))
     batches = [batch for _, batch in data.batches(rows, 512, trained.radius)]

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import functools
 import sys
+from typing import Literal
 
 import llvmlite.binding
 import torch
+
+Precision = Literal["auto", "bf16-mixed", "32-true"]
+"""What a user can ask for."""
 
 
 def product_dtype(device: torch.device | str = "cpu") -> torch.dtype:

@@ -12,7 +12,7 @@ from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
-from cryoai.run.config import BootstrapConfig, ReconstructConfig, RefineConfig
+from cryoai.run.config import BootstrapSettings, ReconstructConfig, RefineSettings
 
 
 @pytest.fixture(scope="session")
@@ -38,8 +38,8 @@ def quick_config() -> ReconstructConfig:
     return ReconstructConfig(
         seeds=2,
         device="cpu",
-        bootstrap=BootstrapConfig(steps=8, batch_size=100, rotations=600, last_radius=6),
-        refine=RefineConfig(max_rounds=3, search_rotations=600, search_radius=6),
+        bootstrap=BootstrapSettings(steps=8, batch_size=100, rotations=600, last_radius=6),
+        refine=RefineSettings(max_rounds=3, search_rotations=600, search_radius=6),
     )
 
 

@@ -36,13 +36,14 @@ from cryoai.metrics.pose_error import compute_pose_errors
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.physics.noise import estimate_shell_power
-from cryoai.poses.encoder import EncoderSettings
-from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.pose_encoder import make_pose_encoder
+from cryoai.poses.settings import EncoderSettings
 from cryoai.reconstruction.infer import InferredPoses
 from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.report import write_report
-from cryoai.run.config import AmortizeConfig, BootstrapConfig, EncoderConfig, HybridConfig, RefineConfig
+from cryoai.run.config import BootstrapSettings, RefineSettings
 from cryoai.run.progress import Advance, Progress
+from cryoai.training.settings import HybridSettings, TrainingSettings
 
 OUTPUTS = (
     "map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "metrics.jsonl", "config.yaml",
@@ -92,14 +93,15 @@ def config() -> ReconstructConfig:
         method="amortized",
         seeds=1,
         device="cpu",
-        bootstrap=BootstrapConfig(steps=8, batch_size=100, rotations=600, last_radius=6),
-        encoder=EncoderConfig(hypotheses=400, widths=(8, 16, 16), box_size=16),
-        amortize=AmortizeConfig(
+        bootstrap=BootstrapSettings(steps=8, batch_size=100, rotations=600, last_radius=6),
+        encoder=EncoderSettings(hypotheses=400, widths=(8, 16, 16), box_size=16),
+        amortize=TrainingSettings(
             steps=24, batch_size=32, last_radius=9, march_steps=16, sampling_steps=6, encoder_start=6,
-            own_proposals_start=12, max_shift=0.08, volume_width=32, points_per_step=4096, save_every=10,
+            own_proposals_start=12, max_shift_box_lengths=0.08, volume_width=32, points_per_step=4096,
+            save_every=10,
         ),
-        hybrid=HybridConfig(simulated_steps=10, real_steps=5, batch_size=32),
-        refine=RefineConfig(max_rounds=0, search_rotations=600, search_radius=6),
+        hybrid=HybridSettings(simulated_steps=10, real_steps=5, batch_size=32),
+        refine=RefineSettings(max_rounds=0, search_rotations=600, search_radius=6),
     )  # fmt: skip
 
 
@@ -218,13 +220,13 @@ def test_an_encoder_trained_from_scratch_poses_seen_and_unseen_particles(tmp_pat
         write_simulation(make_phantom(24, 10.0), simulation, tmp_path / name)
     config = ReconstructConfig(
         method="amortized",
-        encoder=EncoderConfig(hypotheses=600, widths=(16, 32, 64), box_size=16, keep=100),
-        amortize=AmortizeConfig(
+        encoder=EncoderSettings(hypotheses=600, widths=(16, 32, 64), box_size=16, keep=100),
+        amortize=TrainingSettings(
             steps=130, batch_size=64, first_radius=3, last_radius=8, march_steps=60, search_radius=8,
-            max_shift=0.05, sampling_steps=50, encoder_start=30, own_proposals_start=95, volume_width=64,
-            points_per_step=6000,
+            max_shift_box_lengths=0.05, sampling_steps=50, encoder_start=30, own_proposals_start=95,
+            volume_width=64, points_per_step=6000,
         ),
-        refine=RefineConfig(max_rounds=1, search_rotations=600, search_radius=6),
+        refine=RefineSettings(max_rounds=1, search_rotations=600, search_radius=6),
     )  # fmt: skip
     run = tmp_path / "run"
     reconstruct(tmp_path / "seen" / "particles.star", run, config)
@@ -290,7 +292,7 @@ def test_hybrid_below_its_fewest_particles_is_the_search(
     ],
 )
 def test_hybrid_chooses_by_number_and_device(particles: int, device: str, options: dict, expected: bool) -> None:
-    config = ReconstructConfig(hybrid=HybridConfig(**options))
+    config = ReconstructConfig(hybrid=HybridSettings(**options))
     assert uses_encoder(config, particles, torch.device(device)) is expected
 
 
@@ -316,7 +318,7 @@ def test_hybrid_with_an_encoder_writes_it(
     progress = Listening()
     result = reconstruct(tiny / "particles.star", tmp_path, hybrid(config, **options), progress=progress)
     trained = read_encoder(tmp_path / "encoder.pt")
-    assert (trained.box_size, trained.keep) == (24, 32) and result.ab_initio is not None
+    assert (trained.box_size, trained.encoder.settings.keep) == (24, 32) and result.ab_initio is not None
     assert len(result.training) == 15 and len((tmp_path / "training.csv").read_text().splitlines()) == 16
     assert any("encoder" in name for name in progress.steps) and any("encoder loss" in n for n in progress.notes)
     for line in (tmp_path / "metrics.jsonl").read_text().splitlines():
@@ -351,11 +353,11 @@ def run_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     result = reconstruct(root / "in" / "particles.star", folder, ReconstructConfig(known_poses=True))
     particles = read_particles(root / "in" / "particles.star")
     data = ParticleData(particles, 8.0, 32, memory_limit=2**28, scratch=root)
-    settings = PoseEncoderSettings(256.0, "so3_grid", 1000, EncoderSettings(16, (4, 4, 4)))
+    settings = EncoderSettings(hypotheses=1000, box_size=16, widths=(4, 4, 4), keep=1000)
     look = data.batch(np.arange(400))
     trained = TrainedEncoder(
-        make_pose_encoder(settings, 0).eval(), "flip", False, 32, 8.0, 10.0, result.state.noise_power,
-        estimate_shell_power(look.images, look.disk), keep=1000,
+        make_pose_encoder(settings, 256.0, 0).eval(), False, 32, 8.0, 10.0, result.state.noise_power,
+        estimate_shell_power(look.images, look.disk),
     )  # fmt: skip
     write_encoder(trained, folder / "encoder.pt")
     return folder
@@ -438,7 +440,9 @@ def test_particles_that_the_encoder_misses_are_searched_for(
     assert true is not None
     folder = tmp_path / "run"
     shutil.copytree(run_folder, folder)
-    write_encoder(replace(read_encoder(folder / "encoder.pt"), keep=300), folder / "encoder.pt")
+    trained = read_encoder(folder / "encoder.pt")
+    trained.encoder.settings = trained.encoder.settings.model_copy(update={"keep": 300})
+    write_encoder(trained, folder / "encoder.pt")
     searched = infer(cropped, folder)
     monkeypatch.setattr("cryoai.reconstruction.infer._DOUBTFUL", np.inf)
     alone = infer(cropped, folder)

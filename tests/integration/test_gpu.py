@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
 
 import numpy as np
 import pytest
@@ -29,10 +28,12 @@ from cryoai.physics.noise import make_shell_noise
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import refine_poses, score_hypotheses
 from cryoai.poses.search import make_search_grid, make_translation_grid, search_poses, search_translations
-from cryoai.run.config import AmortizeConfig, EncoderConfig, HybridConfig, RefineConfig
+from cryoai.poses.settings import EncoderSettings
+from cryoai.run.config import RefineSettings
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.volumes import VolumeKind, make_volume
+from cryoai.training.settings import HybridSettings, TrainingSettings
+from cryoai.volumes import VOLUMES, make_volume
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -124,8 +125,8 @@ def test_scores_and_refined_poses_are_those_of_the_cpu(scene: Scene) -> None:
     torch.testing.assert_close(gpu.cost, cpu.cost, rtol=1e-3, atol=0)
 
 
-@pytest.mark.parametrize("kind", get_args(VolumeKind))
-def test_volumes_and_their_gradients_are_those_of_the_cpu(kind: VolumeKind) -> None:
+@pytest.mark.parametrize("kind", list(VOLUMES))
+def test_volumes_and_their_gradients_are_those_of_the_cpu(kind: str) -> None:
     disk, found = make_fourier_disk(16, 6.0), []
     for device in (GPU, "cpu"):
         volume = make_volume(kind, 16, width=32, seed=1).to(device)
@@ -151,13 +152,14 @@ def quick(quick_config: ReconstructConfig) -> Callable[..., ReconstructConfig]:
     def make(**changes) -> ReconstructConfig:
         return quick_config.model_copy(update={
             "device": "cuda",
-            "encoder": EncoderConfig(hypotheses=400, widths=(8, 16, 16), box_size=16),
-            "amortize": AmortizeConfig(
+            "encoder": EncoderSettings(hypotheses=400, widths=(8, 16, 16), box_size=16),
+            "amortize": TrainingSettings(
                 steps=24, batch_size=32, last_radius=9, march_steps=16, sampling_steps=6, encoder_start=6,
-                own_proposals_start=12, max_shift=0.08, volume_width=32, points_per_step=4096, save_every=10,
+                own_proposals_start=12, max_shift_box_lengths=0.08, volume_width=32, points_per_step=4096,
+                save_every=10,
             ),
-            "hybrid": HybridConfig(encoder="always", simulated_steps=10, real_steps=5, batch_size=32),
-            "refine": RefineConfig(max_rounds=1, search_rotations=600, search_radius=6),
+            "hybrid": HybridSettings(encoder="always", simulated_steps=10, real_steps=5, batch_size=32),
+            "refine": RefineSettings(max_rounds=1, search_rotations=600, search_radius=6),
             **changes,
         })  # fmt: skip
 
@@ -171,7 +173,7 @@ def test_every_method_runs_and_its_encoder_poses_on_either_device(
     config = quick(method=method)
     if method not in ("search", "hybrid"):
         hypotheses = {"so3_grid": 400, "s2s2": 1, "anchored": 6}[method]
-        encoder = EncoderConfig(head=method, hypotheses=hypotheses, widths=(8, 16, 16), box_size=16)
+        encoder = EncoderSettings(head=method, hypotheses=hypotheses, widths=(8, 16, 16), box_size=16)
         config = quick(method="amortized", encoder=encoder)
     result = reconstruct(tiny / "particles.star", tmp_path, config)
     assert np.isfinite(result.density).all() and np.ptp(result.density) > 0
@@ -208,7 +210,7 @@ class KilledInTraining(Progress):
 
 
 def test_a_killed_training_goes_on(tiny: Path, tmp_path: Path, quick: Callable[..., ReconstructConfig]) -> None:
-    config = quick(method="amortized", refine=RefineConfig(max_rounds=0))
+    config = quick(method="amortized", refine=RefineSettings(max_rounds=0))
     whole = reconstruct(tiny / "particles.star", tmp_path / "whole", config)
     with pytest.raises(KeyboardInterrupt):
         reconstruct(tiny / "particles.star", tmp_path / "cut", config, progress=KilledInTraining())

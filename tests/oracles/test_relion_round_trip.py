@@ -16,7 +16,7 @@ from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.reconstruction.result import ReconstructionResult
-from cryoai.run.config import BootstrapConfig, RefineConfig
+from cryoai.run.config import BootstrapSettings, RefineSettings
 
 pytestmark = pytest.mark.skipif(
     shutil.which("relion_reconstruct") is None, reason="RELION is not installed (Debian: apt-get install relion)"
@@ -51,8 +51,8 @@ def test_relion_reconstructs_from_our_output(simulated: Path, tmp_path: Path) ->
     """A whole ab initio run on a short schedule, then ``relion_reconstruct`` on its particles.star."""
     config = ReconstructConfig(
         seeds=1,
-        bootstrap=BootstrapConfig(steps=30, batch_size=300, rotations=2304),
-        refine=RefineConfig(max_rounds=2, search_rotations=2304, search_radius=8),
+        bootstrap=BootstrapSettings(steps=30, batch_size=300, rotations=2304),
+        refine=RefineSettings(max_rounds=2, search_rotations=2304, search_radius=8),
     )
     result = reconstruct(simulated / "particles.star", tmp_path / "out", config)
     relion_map = tmp_path / "relion.mrc"

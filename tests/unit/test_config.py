@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
 from cryoai import InputError, ReconstructConfig
-from cryoai.poses.encoder import PAPER_ENCODER, EncoderSettings
-from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.encoder import PAPER_ENCODER, VggSettings
+from cryoai.poses.pose_encoder import make_pose_encoder
+from cryoai.poses.settings import EncoderSettings
 from cryoai.run.config import load_config
-from cryoai.training.settings import TrainingSettings
-from cryoai.volumes import make_volume
+from cryoai.training.settings import HybridSettings, TrainingSettings
 
 SHIPPED = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 GROUPS = ("bootstrap", "encoder", "amortize", "hybrid", "refine")
-
-
-def encoder_settings(config: ReconstructConfig) -> EncoderSettings:
-    chosen = config.encoder
-    return EncoderSettings(chosen.box_size, chosen.widths, chosen.filter_sigmas, chosen.final_pool)
 
 
 def test_there_are_shipped_configurations() -> None:
@@ -32,10 +26,8 @@ def test_there_are_shipped_configurations() -> None:
 def test_every_shipped_configuration_can_be_run(path: Path) -> None:
     config = load_config(path, {})
     assert config.box_size is not None
-    hypotheses = config.encoder.hypotheses or 1
-    settings = PoseEncoderSettings(500.0, config.encoder.head, hypotheses, encoder_settings(config))
-    make_pose_encoder(settings, seed=0)
-    make_volume(config.amortize.volume, config.box_size, width=config.amortize.volume_width)
+    make_pose_encoder(config.encoder, 500.0, seed=0)
+    config.amortize.make_volume(config.box_size, scale=1.0, seed=0)
     # What a run writes down can be read back.
     again = yaml.safe_load(yaml.safe_dump(config.model_dump()))
     assert ReconstructConfig(**again) == config
@@ -48,7 +40,8 @@ def test_a_comment_beside_each_configuration_says_what_it_is(path: Path) -> None
 
 def test_the_paper_is_as_published() -> None:
     config = load_config(next(path for path in SHIPPED if path.name == "paper.yaml"), {})
-    settings = encoder_settings(config)
+    settings = config.encoder.backbone_settings()
+    assert isinstance(settings, VggSettings)
     assert settings.widths == PAPER_ENCODER.widths and settings.box_size == PAPER_ENCODER.box_size
     assert settings.features == PAPER_ENCODER.features
     assert settings.filter_sigmas == pytest.approx(PAPER_ENCODER.filter_sigmas, rel=1e-3)
@@ -69,6 +62,8 @@ def test_the_paper_is_as_published() -> None:
         ("amortize: {encoder_learning_rat: 1.0}", "encoder_learning_rate"),
         ("hybrid: {encodr: always}", "encoder"),
         ("encoder: {keeps: 10}", "keep"),
+        ("amortize: {max_shift: 0.1}", "max_shift_box_lengths"),
+        ("amortize: {mask_radius: 0.4}", "mask_radius_box_lengths"),
         ("refine: {max_round: 1}", "max_rounds"),
         ("amortise: {steps: 10}", "amortize"),
         ("hybryd: {}", "hybrid"),
@@ -88,10 +83,12 @@ def test_misspelt_names_get_a_suggestion(tmp_path: Path, text: str, suggestion: 
         ("method: amortised", "method"),
         ("encoder: {head: resnet}", "encoder.head"),
         ("encoder: {widths: [0]}", "encoder.widths"),
+        ("encoder: {widths: []}", "encoder.widths"),
+        ("encoder: {backbone: resnet}", "encoder.backbone"),
         ("encoder: {precision: fp8}", "encoder.precision"),
         ("amortize: {steps: 0}", "amortize.steps"),
         ("amortize: {batch_size: 1}", "amortize.batch_size"),
-        ("amortize: {mask_radius: 0.7}", "amortize.mask_radius"),
+        ("amortize: {mask_radius_box_lengths: 0.7}", "amortize.mask_radius_box_lengths"),
         ("amortize: {own_proposals_share: 1.5}", "amortize.own_proposals_share"),
         ("amortize: {volume: gaussians}", "amortize.volume"),
         ("hybrid: {encoder: maybe}", "hybrid.encoder"),
@@ -121,13 +118,6 @@ def test_every_group_alone_is_the_default(tmp_path: Path) -> None:
     assert load_config(file, {}) == ReconstructConfig()
 
 
-def test_every_setting_of_the_training_can_be_configured() -> None:
-    names = {field.name for field in fields(TrainingSettings)}
-    # These two are options of other groups.
-    elsewhere = {"keep", "encoder_ctf"}
-    assert names - elsewhere <= set(type(ReconstructConfig().amortize).model_fields)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -136,6 +126,17 @@ def test_every_setting_of_the_training_can_be_configured() -> None:
         ({"encoder.head": "s2s2"}, "so3_grid head, not s2s2"),
         ({"encoder.widths": [8] * 6}, "too small for 6 stages"),
         ({"encoder.widths": [8] * 5, "encoder.final_pool": True}, "too small for 5 stages"),
+        ({"amortize.symmetrized": True}, "symmetrized is for the heads s2s2 and anchored: so3_grid scores all"),
+        ({"amortize.mask_radius_box_lengths": 0.4}, "^amortize: mask_radius_box_lengths needs domain: real$"),
+        ({"amortize.first_radius": 8, "amortize.last_radius": 6}, "first_radius 8 is larger than last_radius 6"),
+        ({"amortize.volume_options": {"paddin": 1}}, "fourier_net has no option 'paddin'; it has width"),
+        ({"amortize.volume": "real_grid", "amortize.volume_options": {"padding": 1}}, "it has none"),
+        (
+            {"amortize.volume": "fourier_grid", "amortize.volume_options": {"padding": 3}},
+            "'padding'.*be 1 or 2",
+        ),
+        ({"encoder.head_options": {"hypothesis": 3}}, "so3_grid has no option 'hypothesis'; it has hypotheses"),
+        ({"encoder.backbone_options": {"depth": 3}}, "vgg has no option 'depth'"),
     ],
 )
 def test_options_that_exclude_each_other_are_refused(options: dict, message: str) -> None:
@@ -151,7 +152,38 @@ def test_options_that_exclude_each_other_are_refused(options: dict, message: str
         {"method": "amortized", "encoder.head": "s2s2", "amortize.symmetrized": True},
         {"encoder.head": "s2s2", "hybrid.encoder": "never"},
         {"encoder.widths": [8] * 5},
+        {"amortize.domain": "real", "amortize.mask_radius_box_lengths": 0.4},
+        {"amortize.first_radius": 6, "amortize.last_radius": 6},
+        {"amortize.volume": "fourier_grid", "amortize.volume_options": {"padding": 1}},
     ],
 )
 def test_options_that_go_together_are_not_refused(options: dict) -> None:
     load_config(None, options)
+
+
+def test_settings_made_in_python_are_checked_too() -> None:
+    with pytest.raises(ValueError, match="first_radius 8 is larger than last_radius 6"):
+        TrainingSettings(first_radius=8, last_radius=6)
+    with pytest.raises(ValueError, match="so3_grid head, not s2s2"):
+        ReconstructConfig(encoder=EncoderSettings(head="s2s2"))
+
+
+@pytest.mark.parametrize(("volume", "rate"), [("fourier_net", 1e-3), ("fourier_grid", 0.1), ("real_grid", 0.1)])
+def test_a_volume_learns_at_its_own_rate_unless_told_another(volume: str, rate: float) -> None:
+    settings = TrainingSettings(volume=volume)
+    assert settings.volume_learning_rate is None
+    assert settings.make_volume(16, scale=1.0, seed=0).learning_rate == rate
+
+
+def test_radii_end_where_the_box_does() -> None:
+    settings = TrainingSettings(first_radius=4, last_radius=16)
+    assert [settings.within(radius).last_radius for radius in (20, 16, 9.5, 3)] == [16, 16, 9.5, 3]
+    assert [settings.within(radius).first_radius for radius in (20, 9.5, 3)] == [4, 4, 3]
+
+
+def test_the_encoder_of_the_hybrid_method_sees_no_more_than_the_map_holds() -> None:
+    settings = HybridSettings(simulated_steps=7, real_steps=3, learning_rate=0.01).training(8.5, 0.2)
+    assert {settings.first_radius, settings.last_radius, settings.search_radius} == {8.5}
+    assert (settings.steps, settings.encoder_learning_rate, settings.max_shift_box_lengths) == (10, 0.01, 0.2)
+    # Poses are known from the first step on.
+    assert settings.encoder_start == settings.sampling_steps == settings.march_steps == 0

@@ -1,5 +1,4 @@
 import json
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,23 +20,24 @@ from cryoai.physics.slicing import slice_volume, volume_from_map
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.encoder import (
     PAPER_ENCODER,
-    Encoder,
-    EncoderSettings,
+    VggEncoder,
+    VggSettings,
     blur_images,
     fold_batch_norm,
     make_blur_matrices,
     standardise,
 )
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
-from cryoai.poses.grid_head import GridHead
-from cryoai.poses.heads import AnchoredHead, S2S2Head, rotation_from_six
-from cryoai.poses.pose_encoder import PoseEncoderSettings, make_head, make_pose_encoder
+from cryoai.poses.grid_head import GridHead, GridHeadSettings
+from cryoai.poses.heads import HEADS, AnchoredHead, AnchoredHeadSettings, S2S2Head, rotation_from_six
+from cryoai.poses.pose_encoder import make_pose_encoder
+from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 PIXEL_SIZE = 5.0
 BOX_LENGTH = 160.0
 FEATURES = 24
-SMALL = EncoderSettings(box_size=16, widths=(4, 6, 8, 10))
+SMALL = VggSettings(box_size=16, widths=(4, 6, 8, 10))
 KINDS = ("s2s2", "anchored", "so3_grid")
 
 
@@ -56,11 +56,7 @@ def make_batch(box_size, radius=None, count=5):
 
 
 def make_settings(kind, hypotheses=50):
-    return PoseEncoderSettings(BOX_LENGTH, kind, hypotheses, SMALL)
-
-
-def options(kind):
-    return {"keep": 7} if kind == "so3_grid" else {}
+    return EncoderSettings(**SMALL.model_dump(), head=kind, hypotheses=hypotheses)
 
 
 def assert_rotations(rotation, atol=2e-6):
@@ -164,9 +160,11 @@ def test_standardise(scale):
     torch.testing.assert_close(images.std((1, 2), correction=0), torch.ones(4), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("settings", [SMALL, EncoderSettings(), replace(SMALL, box_size=33, final_pool=True)])
+@pytest.mark.parametrize(
+    "settings", [SMALL, VggSettings(), SMALL.model_copy(update={"box_size": 33, "final_pool": True})]
+)
 def test_encoder_features(settings):
-    encoder = Encoder(settings)
+    encoder = VggEncoder(settings)
     images = noise_images(3, settings.box_size)
     features = encoder(images)
     assert features.shape == (3, settings.features)
@@ -178,7 +176,7 @@ def test_encoder_features(settings):
 
 def test_paper_preset():
     assert PAPER_ENCODER.features == 1024
-    convolutions = [m for m in Encoder(PAPER_ENCODER).backbone if isinstance(m, torch.nn.Conv2d)]
+    convolutions = [m for m in VggEncoder(PAPER_ENCODER).backbone if isinstance(m, torch.nn.Conv2d)]
     assert [c.out_channels for c in convolutions] == [64, 64, 128, 128] + [256] * 7
     assert PAPER_ENCODER.filter_sigmas == pytest.approx((0.1, 0.1**0.5, 1.0, 10**0.5, 10.0))
 
@@ -188,14 +186,15 @@ def test_constant_images_give_finite_features(value):
     images = noise_images(3, 16)
     images[1] = value
     with torch.autocast("cpu", torch.bfloat16):
-        features = Encoder(SMALL)(images)
+        features = VggEncoder(SMALL)(images)
     features.sum().backward()
     assert features.isfinite().all()
 
 
 def test_too_many_stages_are_refused():
-    with pytest.raises(ValueError, match="4 stages are too many for images of 12 px"):
-        Encoder(replace(SMALL, box_size=12))
+    for settings in (VggSettings, EncoderSettings):
+        with pytest.raises(ValueError, match="box_size 12 is too small for 4 stages"):
+            settings(box_size=12, widths=(4, 6, 8, 10))
 
 
 # The heads
@@ -205,12 +204,12 @@ def test_too_many_stages_are_refused():
 @pytest.mark.parametrize("autocast", [False, True])
 def test_heads_give_valid_poses(kind, autocast):
     hypotheses = {"s2s2": 1, "anchored": 50, "so3_grid": 7}[kind]
-    model = make_pose_encoder(make_settings(kind), seed=0)
+    model = make_pose_encoder(make_settings(kind), BOX_LENGTH, seed=0)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.1 * torch.randn(parameter.shape, generator=generator())
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-        poses = model(noise_images(4, 16), **options(kind))
+        poses = model.propose(noise_images(4, 16), 7)
     assert_rotations(poses.rotation)
     assert poses.rotation.shape == (4, hypotheses, 3, 3)
     assert poses.translation.shape == (4, hypotheses, 2)
@@ -221,19 +220,19 @@ def test_heads_give_valid_poses(kind, autocast):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_first_translations_are_zero(kind):
-    head = make_head(kind, FEATURES, BOX_LENGTH, hypotheses=40)
+    head = HEADS.make(kind, FEATURES, BOX_LENGTH, make_settings(kind, 40).head_settings())
     assert not head(torch.randn(3, FEATURES)).translation.any()
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_parameter_is_trained(kind):
-    model = make_pose_encoder(make_settings(kind), seed=0)
+    model = make_pose_encoder(make_settings(kind), BOX_LENGTH, seed=0)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
     images, target = noise_images(8, 16), random_rotations(8, generator(1))
     # Layers that start at zero let gradients through from the second step on.
     for _ in range(2):
         optimizer.zero_grad()
-        poses = model(images, **options(kind))
+        poses = model.propose(images, 7)
         loss = (poses.rotation - target[:, None]).square().sum() + (poses.translation - 5).square().sum()
         (loss - torch.log_softmax(poses.log_weight, 1)[:, 0].sum()).backward()
         optimizer.step()
@@ -270,7 +269,7 @@ def test_degenerate_vectors_give_rotations_and_finite_gradients(six):
 
 
 def test_s2s2_head_bears_zero_features():
-    head = S2S2Head(FEATURES, BOX_LENGTH)
+    head = S2S2Head(FEATURES, BOX_LENGTH, S2S2Head.Settings())
     features = torch.zeros(2, FEATURES, requires_grad=True)
     poses = head(features)
     assert_rotations(poses.rotation)
@@ -280,25 +279,25 @@ def test_s2s2_head_bears_zero_features():
 
 
 def test_anchored_head_starts_at_its_anchors():
-    head = AnchoredHead(FEATURES, BOX_LENGTH, 30)
+    head = AnchoredHead(FEATURES, BOX_LENGTH, AnchoredHeadSettings(hypotheses=30))
     poses = head(torch.randn(5, FEATURES, generator=generator()))
     distance = rotation_angle(poses.rotation, make_so3_grid(30).expand(5, -1, -1, -1))
     assert distance.max() < 0.2 * so3_grid_spacing(30)
 
 
 def test_grid_head_keeps_the_likeliest_in_order():
-    head = GridHead(FEATURES, BOX_LENGTH, 100)
+    head = GridHead(FEATURES, BOX_LENGTH, GridHeadSettings(hypotheses=100))
     features = torch.randn(4, FEATURES, generator=generator())
-    poses = head(features, keep=10)
+    poses = head.propose(features, 10)
     best, index = head.logits(features).sort(dim=1, descending=True)
     # Before training the offsets are zero.
     torch.testing.assert_close(poses.rotation, make_so3_grid(100)[index[:, :10]], atol=1e-6, rtol=0)
     torch.testing.assert_close(poses.log_weight, (best - best.logsumexp(1, keepdim=True))[:, :10])
-    torch.testing.assert_close(head(features, keep=100).log_weight.exp().sum(1), torch.ones(4))
+    torch.testing.assert_close(head.propose(features, 100).log_weight.exp().sum(1), torch.ones(4))
 
 
 def test_grid_head_offsets_are_bounded_and_left_multiplied():
-    head = GridHead(FEATURES, BOX_LENGTH, 100)
+    head = GridHead(FEATURES, BOX_LENGTH, GridHeadSettings(hypotheses=100))
     torch.nn.init.normal_(head.offset_mlp[-1].weight, generator=generator())
     features = torch.randn(4, FEATURES, generator=generator())
     index = torch.randint(0, 100, (4, 6), generator=generator())
@@ -317,22 +316,22 @@ def test_grid_head_offsets_are_bounded_and_left_multiplied():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rebuilt_from_settings_and_weights(kind):
-    model = make_pose_encoder(make_settings(kind), seed=0)
+    model = make_pose_encoder(make_settings(kind), BOX_LENGTH, seed=0)
     images = noise_images(6, 16)
-    model(images, **options(kind))  # moves BatchNorm's running averages
-    settings = PoseEncoderSettings.from_dict(json.loads(json.dumps(model.settings.to_dict())))
+    model(images)  # moves BatchNorm's running averages
+    settings = EncoderSettings(**json.loads(json.dumps(model.settings.model_dump(mode="json"))))
     assert settings == model.settings
-    rebuilt = make_pose_encoder(settings, seed=1)
+    rebuilt = make_pose_encoder(settings, BOX_LENGTH, seed=1)
     rebuilt.load_state_dict(model.state_dict())
     with torch.no_grad():
-        expected, found = (m.eval()(images, **options(kind)) for m in (model, rebuilt))
+        expected, found = (m.eval()(images) for m in (model, rebuilt))
     assert torch.equal(expected.rotation, found.rotation)
     assert torch.equal(expected.log_weight, found.log_weight)
 
 
 @pytest.mark.parametrize("final_pool", [False, True])
 def test_folded_copy_agrees_with_evaluation(final_pool):
-    encoder = Encoder(EncoderSettings(16, (4, 6, 8), final_pool=final_pool))
+    encoder = VggEncoder(VggSettings(box_size=16, widths=(4, 6, 8), final_pool=final_pool))
     for seed in range(3):
         encoder(noise_images(16, 16, seed))
     with torch.no_grad():
@@ -349,7 +348,7 @@ def test_folded_copy_agrees_with_evaluation(final_pool):
 def test_first_weights_depend_on_the_seed_alone():
     settings = make_settings("so3_grid")
     state = torch.random.get_rng_state()
-    first, again, other = (make_pose_encoder(settings, seed) for seed in (3, 3, 4))
+    first, again, other = (make_pose_encoder(settings, BOX_LENGTH, seed) for seed in (3, 3, 4))
     assert torch.equal(torch.random.get_rng_state(), state)
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name

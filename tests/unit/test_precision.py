@@ -12,9 +12,9 @@ from cryoai.amortized.posing import EncoderInference
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import volume_from_map
-from cryoai.poses.encoder import EncoderSettings
-from cryoai.poses.pose_encoder import PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.pose_encoder import make_pose_encoder
 from cryoai.poses.search import make_search_grid, search_poses
+from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch
 from cryoai.training.trainer import make_fabric
 
@@ -66,8 +66,8 @@ def test_search_and_inference_follow_the_processor(features, has_bfloat16):
     batch, noise = ParticleBatch(images, torch.ones(4, len(disk)), disk, 10.0), torch.ones(disk.shell_count)
     with DtypesSeen() as searching:
         search_poses(batch, volume, noise, make_search_grid(500, 10.0, 10.0), keep=2)
-    settings = PoseEncoderSettings(160.0, "so3_grid", 100, EncoderSettings(16, (4, 4, 4)))
-    trained = TrainedEncoder(make_pose_encoder(settings, 0).eval(), "flip", False, 16, 10.0, 6.0, noise, noise, 2)
+    settings = EncoderSettings(hypotheses=100, box_size=16, widths=(4, 4, 4), keep=2)
+    trained = TrainedEncoder(make_pose_encoder(settings, 160.0, 0).eval(), False, 16, 10.0, 6.0, noise, noise)
     inference = EncoderInference(trained)
     with DtypesSeen() as inferring:
         inference.hypotheses(batch)

@@ -14,7 +14,7 @@ from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.physics.slicing import FourierVolume
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.run.checkpoint import Checkpoint
-from cryoai.run.config import BootstrapConfig
+from cryoai.run.config import BootstrapSettings
 from cryoai.run.record import from_record, to_record
 from cryoai.run.streams import numpy_stream, stream_seed, torch_stream
 
@@ -36,7 +36,7 @@ class Counted:
 
 
 def test_a_finished_step_is_read_and_not_done_again(tmp_path: Path) -> None:
-    compute, inputs = Counted(), {"settings": BootstrapConfig(), "seed": 0}
+    compute, inputs = Counted(), {"settings": BootstrapSettings(), "seed": 0}
     first = Checkpoint(tmp_path, "data").step("start", BootstrapResult, inputs, compute)
     again = Checkpoint(tmp_path, "data").step("start", BootstrapResult, inputs, compute)
     assert compute.times == 1
@@ -47,14 +47,15 @@ def test_a_finished_step_is_read_and_not_done_again(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("data", "inputs"),
     [
-        ("other data", {"settings": BootstrapConfig(), "seed": 0}),
-        ("data", {"settings": BootstrapConfig(steps=61), "seed": 0}),
-        ("data", {"settings": BootstrapConfig(), "seed": 1}),
+        ("other data", {"settings": BootstrapSettings(), "seed": 0}),
+        ("data", {"settings": BootstrapSettings(steps=61), "seed": 0}),
+        ("data", {"settings": BootstrapSettings(), "seed": 1}),
     ],
 )
 def test_a_step_is_done_again_when_what_it_depends_on_has_changed(tmp_path: Path, data: str, inputs: dict) -> None:
     compute = Counted()
-    Checkpoint(tmp_path, "data").step("start", BootstrapResult, {"settings": BootstrapConfig(), "seed": 0}, compute)
+    first = {"settings": BootstrapSettings(), "seed": 0}
+    Checkpoint(tmp_path, "data").step("start", BootstrapResult, first, compute)
     Checkpoint(tmp_path, data).step("start", BootstrapResult, inputs, compute)
     assert compute.times == 2
 
@@ -130,6 +131,6 @@ def test_streams_differ_by_name_and_repeat() -> None:
 
 def test_a_bootstrap_marches_outwards_and_stays_in_its_box() -> None:
     with pytest.raises(ValueError, match="first_radius 8 lies beyond last_radius 6"):
-        BootstrapConfig(first_radius=8, last_radius=6)
-    small = BootstrapConfig().in_box(17)
+        BootstrapSettings(first_radius=8, last_radius=6)
+    small = BootstrapSettings().in_box(17)
     assert small.last_radius == pytest.approx(8.49) and small.first_radius == 4

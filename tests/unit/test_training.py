@@ -19,7 +19,6 @@ from cryoai.amortized.encoder_file import TrainedEncoder, read_encoder, write_en
 from cryoai.geometry.fourier import (
     FourierDisk,
     disk_to_images,
-    full_radius,
     images_to_disk,
     make_fourier_disk,
 )
@@ -33,33 +32,40 @@ from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images
 from cryoai.physics.noise import estimate_shell_power, make_shell_noise
 from cryoai.physics.slicing import FourierVolume, slice_volume, volume_from_map
-from cryoai.poses.encoder import EncoderSettings
 from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
-from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings, make_pose_encoder
+from cryoai.poses.grid_head import soft_classes
+from cryoai.poses.heads import AbstractPoseHead
+from cryoai.poses.pose_encoder import PoseEncoder, make_pose_encoder
+from cryoai.poses.settings import EncoderSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
+from cryoai.training.losses import Loss, fourier_cost, pick_winner, real_cost
+from cryoai.training.make import make_trainer
 from cryoai.training.model import AmortizedModel, StepInput
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError, make_fabric
+from cryoai.training.trainer import StepRecord, Trainer, TrainingDivergedError
 from cryoai.training.winners import Scorer, Winners
 from cryoai.volumes import AbstractVolume, FourierGrid, make_volume
 
 BOX, PIXEL_SIZE = 16, 15.0
 BOX_LENGTH = BOX * PIXEL_SIZE
-SMALL = EncoderSettings(box_size=16, widths=(4, 6, 8, 10))
+SMALL = EncoderSettings(box_size=16, widths=(4, 6, 8, 10), keep=8)
 KINDS = ("s2s2", "anchored", "so3_grid")
 HALF_TURN = torch.diag(torch.tensor([-1.0, -1.0, 1.0]))
 # Every phase of the schedule within a dozen steps.
 SETTINGS = TrainingSettings(
-    steps=12, batch_size=16, first_radius=3.0, last_radius=6.0, march_steps=8, search_radius=5.0, max_shift=30.0,
-    sampling_steps=4, encoder_start=2, own_proposals_start=6, own_proposals_share=0.5, keep=8,
-    points_per_step=600, refresh=3,
+    steps=12, batch_size=16, first_radius=3.0, last_radius=6.0, march_steps=8, search_radius=5.0,
+    max_shift_box_lengths=0.125, sampling_steps=4, encoder_start=2, own_proposals_start=6, own_proposals_share=0.5,
+    points_per_step=600, refresh=3, volume_width=16,
 )  # fmt: skip
 
 
 def generator(seed: int = 0) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def change(settings: TrainingSettings, **options: object) -> TrainingSettings:
+    return TrainingSettings(**{**settings.model_dump(), **options})
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +91,8 @@ def image_poses(volume: FourierVolume, poses: Winners, snr: float | None = 1.0, 
 
 
 def pose_encoder(kind: str, hypotheses: int = 60, seed: int = 0) -> PoseEncoder:
-    return make_pose_encoder(PoseEncoderSettings(BOX_LENGTH, kind, hypotheses, SMALL), seed)
+    settings = EncoderSettings(**{**SMALL.model_dump(), "head": kind, "hypotheses": hypotheses})
+    return make_pose_encoder(settings, BOX_LENGTH, seed)
 
 
 def scorer_for(
@@ -133,7 +140,7 @@ def test_only_pixels_inside_the_mask_count() -> None:
     residual = disk_to_images(disk_coefficients(2, disk), disk)
     inside, outside = (images_to_disk(residual * part, disk) for part in (distance <= 3, distance > 5))
     nothing = torch.zeros_like(inside)
-    masked = real_cost(disk_coefficients(2, disk), nothing, precision, disk, mask_radius=3.0)
+    masked = real_cost(disk_coefficients(2, disk), nothing, precision, disk, mask_radius_px=3.0)
     torch.testing.assert_close(masked, residual[:, distance <= 3].square().mean(1))
     # The disk leaves out the corners of the plane, so that a little leaks through the edge of the mask.
     everywhere, within = (
@@ -141,6 +148,43 @@ def test_only_pixels_inside_the_mask_count() -> None:
         for radius in (None, 3.0)
     )
     assert (within[0] > everywhere[0]).all() and (within[1] < 0.2 * everywhere[1]).all()
+
+
+@pytest.mark.parametrize("whiten", [True, False])
+@pytest.mark.parametrize("domain", ["fourier", "real"])
+def test_a_loss_is_in_units_of_the_noise_or_of_the_volume(whiten: bool, domain: str) -> None:
+    disk = make_fourier_disk(16)
+    model, images = disk_coefficients(3, disk), disk_coefficients(3, disk, 1)
+    noise = 0.5 + torch.rand(disk.shell_count, generator=generator(2))
+    settings = change(SETTINGS, whiten=whiten, domain=domain)
+    loss = settings.make_loss(make_volume("real_grid", 16, scale=3.0))
+    precision = 1 / noise[disk.shell] if whiten else torch.full((len(disk),), 1 / 9)
+    squared = ((model - images).abs().square() * precision).sum(1)
+    share = 1 / len(disk) if domain == "fourier" else 2 / 16**2
+    torch.testing.assert_close(loss.cost(model, images, disk, noise), share * squared)
+    # Hypotheses are scored alike: by the noise shell by shell, or by the mean over all coefficients.
+    scored = loss.scoring_noise(noise)
+    shell = torch.arange(len(noise))
+    torch.testing.assert_close(scored, noise if whiten else (noise * shell / shell.sum()).sum().expand_as(noise))
+
+
+def test_the_mask_of_the_settings_is_a_share_of_the_box() -> None:
+    settings = TrainingSettings(domain="real", mask_radius_box_lengths=0.25)
+    for box in (16, 32):
+        assert settings.make_loss(make_volume("real_grid", box)).mask_radius_px == box / 4
+
+
+class Constant(Loss):
+    """Another loss."""
+
+    def cost(self, model: Tensor, images: Tensor, disk: FourierDisk, noise_power: Tensor) -> Tensor:
+        return 7 + 0 * super().cost(model, images, disk, noise_power)
+
+
+def test_a_model_trains_on_the_loss_that_it_is_given(volume: FourierVolume) -> None:
+    batch = image_poses(volume, random_winners(8))
+    model = AmortizedModel(pose_encoder("s2s2"), make_volume("real_grid", BOX), SETTINGS, Constant())
+    assert float(model(StepInput(batch, scorer_for(volume, batch), 0))["volume"].detach()) == 7
 
 
 def test_the_winner_is_the_cheapest() -> None:
@@ -175,7 +219,7 @@ def test_joined_hypotheses_are_those_of_both() -> None:
 def test_soft_classes_sum_to_one_and_peak_at_the_nearest_rotation() -> None:
     anchors = make_so3_grid(800)
     rotation = random_rotations(40, generator())
-    target = grid_targets(rotation, anchors, 0.8 * so3_grid_spacing(800) * math.sqrt(2))
+    target = soft_classes(rotation, anchors, 0.8 * so3_grid_spacing(800) * math.sqrt(2))
     torch.testing.assert_close(target.sum(1), torch.ones(40))
     angle = rotation_angle(rotation[:, None].expand(-1, 800, -1, -1), anchors.expand(40, -1, -1, -1))
     assert torch.equal(target.argmax(1), angle.argmin(1))
@@ -193,7 +237,7 @@ class OracleEncoder(PoseEncoder):
     """Knows the pose of each image, or of each image's copy turned by π, and is wrong about the other."""
 
     def __init__(self, batch: ParticleBatch, poses: Winners, right_for: str) -> None:
-        super().__init__(PoseEncoderSettings(BOX_LENGTH, "s2s2", 1, SMALL))
+        super().__init__(EncoderSettings(box_size=16, widths=(4, 6, 8, 10), head="s2s2"), BOX_LENGTH)
         images = make_encoder_images(batch, SMALL.box_size)
         self.known = images if right_for == "image" else turn_by_pi(images)
         turn = torch.eye(3) if right_for == "image" else HALF_TURN
@@ -228,16 +272,17 @@ def test_symmetrised_loss_is_zero_when_either_pose_is_right(
     torch.testing.assert_close(turned, half_turned, atol=1e-4, rtol=1e-4)
 
     encoder = OracleEncoder(batch, poses, right_for)
-    grid = FourierGrid(BOX, full_radius(BOX), generator=generator())
+    grid = make_volume("fourier_grid", BOX)
+    assert isinstance(grid, FourierGrid)
     grid.set_map(torch.from_numpy(make_phantom(BOX, PIXEL_SIZE).density))
     power = float(batch.images.abs().square().mean())
-    settings = replace(SETTINGS, symmetrized=True, whiten=False, domain=domain, points_per_step=10**6)
+    settings = change(SETTINGS, symmetrized=True, whiten=False, domain=domain, points_per_step=10**6)
     scorer = scorer_for(volume, batch)
     model = AmortizedModel(encoder, grid, settings)
     with torch.no_grad():
         assert float(model(StepInput(batch, scorer, 0))["volume"]) < 1e-6 * power
     # Without the copy, an encoder that is right about the copy alone is wrong.
-    alone = AmortizedModel(encoder, grid, replace(settings, symmetrized=False))
+    alone = AmortizedModel(encoder, grid, change(settings, symmetrized=False))
     with torch.no_grad():
         cost = float(alone(StepInput(batch, scorer, 0))["volume"])
     assert cost < 1e-6 * power if right_for == "image" else cost > 0.1 * power
@@ -273,7 +318,7 @@ def gradients(losses: dict[str, Tensor], model: AmortizedModel) -> dict[str, Ten
 def test_the_symmetrised_loss_reaches_encoder_and_volume(volume: FourierVolume, kind: str) -> None:
     batch = image_poses(volume, random_winners(12))
     model = AmortizedModel(
-        pose_encoder("s2s2"), make_volume(kind, BOX, width=16), replace(SETTINGS, symmetrized=True)
+        pose_encoder("s2s2"), make_volume(kind, BOX, width=16), change(SETTINGS, symmetrized=True)
     )
     found = gradients(model(StepInput(batch, scorer_for(volume, batch), 0)), model)
     assert all(gradient.isfinite().all() for gradient in found.values())
@@ -322,7 +367,7 @@ def test_a_grid_head_trains_the_volume_at_the_winners_and_itself_on_them(
 ) -> None:
     poses = random_winners(12)
     batch = image_poses(volume, poses)
-    settings = replace(SETTINGS, points_per_step=10**6)
+    settings = change(SETTINGS, points_per_step=10**6)
     model = AmortizedModel(pose_encoder("so3_grid", 200), make_volume("fourier_net", BOX, width=16), settings)
     scorer = scorer_for(volume, batch)
     losses = model(StepInput(batch, scorer, 1, poses if known else None))
@@ -340,12 +385,55 @@ def test_a_grid_head_trains_the_volume_at_the_winners_and_itself_on_them(
 @pytest.mark.parametrize("hypotheses", [5, 20])
 def test_a_grid_smaller_than_what_is_kept_of_it(volume: FourierVolume, hypotheses: int) -> None:
     batch = image_poses(volume, random_winners(12))
-    settings = replace(SETTINGS, keep=32)
+    settings = EncoderSettings(**{**SMALL.model_dump(), "hypotheses": hypotheses, "keep": 32})
     model = AmortizedModel(
-        pose_encoder("so3_grid", hypotheses), make_volume("fourier_net", BOX, width=16), settings
+        make_pose_encoder(settings, BOX_LENGTH, 0), make_volume("fourier_net", BOX, width=16), SETTINGS
     )
-    losses = model(StepInput(batch, scorer_for(volume, batch), settings.own_proposals_start))
+    losses = model(StepInput(batch, scorer_for(volume, batch), SETTINGS.own_proposals_start))
     assert losses["volume"].isfinite() and losses["encoder"].isfinite()
+
+
+class OwnClassifier(AbstractPoseHead):
+    """Another head that needs a search: the least there is to one."""
+
+    needs_search = True
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.register_buffer("rotations", make_so3_grid(100))
+        self.classes = torch.nn.Linear(features, 100)
+
+    @property
+    def grid(self) -> Tensor:
+        return self.get_buffer("rotations")
+
+    def logits(self, features: Tensor) -> Tensor:
+        return self.classes(features)
+
+    def propose(self, features: Tensor, keep: int = 4, logits: Tensor | None = None) -> PoseHypotheses:
+        weight, index = (self.logits(features) if logits is None else logits).topk(keep)
+        return PoseHypotheses(self.grid[index], torch.zeros(*index.shape, 2), weight)
+
+    def loss(self, features: Tensor, logits: Tensor, rotation: Tensor, translation: Tensor) -> Tensor:
+        return torch.nn.functional.cross_entropy(logits, soft_classes(rotation, self.grid, 0.5))
+
+
+def test_a_head_that_needs_a_search_need_not_be_the_grid_head(volume: FourierVolume) -> None:
+    source = Repeated(volume)
+    trainer = trainer_for(source)
+    trainer.model.encoder.head = OwnClassifier(trainer.model.encoder.encoder.features)
+    trainer = Trainer(trainer.model, source, SETTINGS, seed=0, image_power=trainer.image_power)
+    trainer.train()
+    assert trainer.skipped == 0
+    # It learns from `encoder_start` on.
+    learned = [math.isfinite(record.encoder_loss) for record in trainer.history]
+    assert learned == [step >= SETTINGS.encoder_start for step in range(SETTINGS.steps)]
+
+
+def test_a_head_without_a_search_says_so() -> None:
+    head = pose_encoder("s2s2").head
+    with pytest.raises(NotImplementedError, match="S2S2Head needs no search"):
+        head.logits(torch.zeros(1, 4))
 
 
 # Sources
@@ -473,7 +561,7 @@ class Repeated:
         return batch, poses if self.known else None
 
 
-def make_trainer(
+def trainer_for(
     source: Repeated,
     kind: str = "so3_grid",
     settings: TrainingSettings = SETTINGS,
@@ -482,14 +570,11 @@ def make_trainer(
     precision: str = "32-true",
     seed: int = 0,
 ) -> Trainer:
-    batch = source(10_000)[0]
-    scale = float(batch.images.abs().square().mean().sqrt())
-    volume = volume or make_volume("fourier_net", BOX, width=16, scale=scale, seed=seed)
-    model = AmortizedModel(pose_encoder(kind, {"anchored": 6}.get(kind, 200), seed), volume, settings)
-    return Trainer(
-        model, source, settings, seed=seed, image_power=estimate_shell_power(batch.images, batch.disk),
-        fabric=make_fabric("cpu", precision),
-    )  # fmt: skip
+    hypotheses = {"anchored": 6}.get(kind, 200)
+    encoder = EncoderSettings(
+        **{**SMALL.model_dump(), "head": kind, "hypotheses": hypotheses, "precision": precision}
+    )
+    return make_trainer(encoder, settings, source, source(10_000)[0], seed=seed, volume=volume)
 
 
 def losses_of(history: list[StepRecord]) -> list[tuple]:
@@ -504,16 +589,16 @@ def losses_of(history: list[StepRecord]) -> list[tuple]:
 def test_a_resumed_training_is_the_same(
     volume: FourierVolume, tmp_path: Path, kind: str, symmetrized: bool, precision: str
 ) -> None:
-    settings = replace(SETTINGS, symmetrized=symmetrized)
+    settings = change(SETTINGS, symmetrized=symmetrized)
     source = Repeated(volume, spoilt=(5,))
-    whole = make_trainer(source, kind, settings, precision=precision)
+    whole = trainer_for(source, kind, settings, precision=precision)
     whole.train()
     # Both in the middle of two renderings of the volume, before and after the encoder's own proposals begin.
-    stopped = make_trainer(source, kind, settings, precision=precision)
+    stopped = trainer_for(source, kind, settings, precision=precision)
     for stop in (4, 10):
         stopped.train(until=stop)
         torch.save(stopped.state(), tmp_path / "state.pt")
-        stopped = make_trainer(source, kind, settings, precision=precision, seed=0)
+        stopped = trainer_for(source, kind, settings, precision=precision, seed=0)
         stopped.load_state(torch.load(tmp_path / "state.pt", weights_only=True))
     assert stopped.step == 10 and len(stopped.history) == 10
     stopped.train()
@@ -534,7 +619,7 @@ class Scored(AmortizedModel):
 
 @pytest.mark.parametrize("whiten", [True, False])
 def test_hypotheses_are_scored_with_the_loss_that_is_trained(volume: FourierVolume, whiten: bool) -> None:
-    settings, source = replace(SETTINGS, whiten=whiten, symmetrized=True), Repeated(volume)
+    settings, source = change(SETTINGS, whiten=whiten, symmetrized=True), Repeated(volume)
     batch = source(0)[0]
     model = Scored(pose_encoder("s2s2"), make_volume("fourier_net", BOX, width=16), settings)
     trainer = Trainer(model, source, settings, seed=0, image_power=estimate_shell_power(batch.images, batch.disk))
@@ -548,7 +633,7 @@ def test_hypotheses_are_scored_with_the_loss_that_is_trained(volume: FourierVolu
 
 
 def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
-    first, second = (make_trainer(Repeated(volume), seed=seed) for seed in (0, 1))
+    first, second = (trainer_for(Repeated(volume), seed=seed) for seed in (0, 1))
     for trainer in (first, second):
         trainer.train(until=3)
     assert losses_of(first.history) != losses_of(second.history)
@@ -558,8 +643,8 @@ def test_another_seed_trains_otherwise(volume: FourierVolume) -> None:
 @pytest.mark.parametrize("bad_step", [2, 7])
 def test_a_batch_with_nan_is_skipped_and_changes_nothing(volume: FourierVolume, kind: str, bad_step: int) -> None:
     """While the winner is drawn, and while it is the best."""
-    settings = replace(SETTINGS, symmetrized=kind == "s2s2")
-    trainer = make_trainer(Repeated(volume, spoilt=(bad_step,)), kind, settings)
+    settings = change(SETTINGS, symmetrized=kind == "s2s2")
+    trainer = trainer_for(Repeated(volume, spoilt=(bad_step,)), kind, settings)
     trainer.train(until=bad_step)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     noise = trainer.noise_power.clone()
@@ -576,7 +661,7 @@ def test_a_batch_with_nan_is_skipped_and_changes_nothing(volume: FourierVolume, 
 @pytest.mark.parametrize("part", ["encoder", "volume"])
 def test_a_gradient_that_is_not_finite_is_skipped(volume: FourierVolume, part: str) -> None:
     """The loss is finite, and what is derived from it is not."""
-    trainer = make_trainer(Repeated(volume))
+    trainer = trainer_for(Repeated(volume))
     trainer.train(until=3)
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     module = {"encoder": trainer.model.encoder, "volume": trainer.model.volume}[part]
@@ -593,8 +678,8 @@ def test_a_gradient_that_is_not_finite_is_skipped(volume: FourierVolume, part: s
 
 @pytest.mark.parametrize("kind", ["so3_grid", "s2s2"])
 def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None:
-    settings = replace(SETTINGS, steps=1000)
-    trainer = make_trainer(Repeated(volume, spoilt=tuple(range(2, 1000))), kind, settings)
+    settings = change(SETTINGS, steps=1000)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(2, 1000))), kind, settings)
     with pytest.raises(TrainingDivergedError, match=r"learning_rate") as error:
         trainer.train()
     assert trainer.step < 50 and error.value.exit_code == 1
@@ -602,17 +687,17 @@ def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None
 
 
 def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -> None:
-    settings = replace(SETTINGS, steps=44, encoder_start=100, march_steps=0)
-    trainer = make_trainer(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
+    settings = change(SETTINGS, steps=44, encoder_start=100, march_steps=0)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
     trainer.train()
     assert trainer.skipped == 22
 
 
 @pytest.mark.parametrize("kind", ["so3_grid", "s2s2"])
 def test_a_volume_that_runs_away_ends_training(volume: FourierVolume, kind: str) -> None:
-    settings = replace(SETTINGS, volume_learning_rate=1e3, steps=200)
+    settings = change(SETTINGS, volume_learning_rate=1e3, steps=200)
     grid = make_volume("fourier_grid", BOX, scale=1.0)
-    trainer = make_trainer(Repeated(volume), kind, settings, volume=grid)
+    trainer = trainer_for(Repeated(volume), kind, settings, volume=grid)
     with pytest.raises(TrainingDivergedError, match=r"volume_learning_rate"):
         trainer.train()
     assert trainer.step < 50
@@ -620,13 +705,13 @@ def test_a_volume_that_runs_away_ends_training(volume: FourierVolume, kind: str)
 
 @pytest.mark.parametrize(("kind", "rate"), [("fourier_net", 3e-3), ("fourier_grid", 0.4), ("real_grid", 0.2)])
 def test_the_volume_learns_the_map_at_known_poses(volume: FourierVolume, kind: str, rate: float) -> None:
-    settings = replace(
+    settings = change(
         SETTINGS, steps=50, volume_learning_rate=rate, march_steps=0, whiten=False, points_per_step=10**5
     )  # fmt: skip
     source = Repeated(volume, known=True)
     scale = float(source(0)[0].images.abs().square().mean().sqrt())
     learned = make_volume(kind, BOX, width=32, scale=scale)
-    trainer = make_trainer(source, settings=settings, volume=learned)
+    trainer = trainer_for(source, settings=settings, volume=learned)
     trainer.train()
     losses = np.array([record.volume_loss for record in trainer.history])
     assert losses[-5:].mean() < 0.6 * losses[:5].mean()
@@ -643,17 +728,16 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
     pool = image_poses(volume, random_winners(5))
     noise = torch.full((pool.disk.shell_count,), 0.02 * float(pool.images.abs().square().mean()))
     simulated = SimulatedParticles(volume, pool, noise, 5.0, 32, seed=0)
-    settings = replace(
+    settings = change(
         SETTINGS, steps=60, batch_size=32, encoder_start=0, sampling_steps=0, march_steps=0,
         encoder_learning_rate=3e-3,
     )  # fmt: skip
-    model = AmortizedModel(pose_encoder("so3_grid", 60), None, settings)
+    encoder = EncoderSettings(**{**SMALL.model_dump(), "hypotheses": 60})
     # The same 64 images again and again: few enough to be learned by heart.
-    trainer = Trainer(
-        model, lambda step: simulated(step % 2), settings, seed=0,
-        image_power=estimate_shell_power(pool.images, pool.disk),
-        map_volume=volume, noise_power=noise, fabric=make_fabric("cpu"),
-    )  # fmt: skip
+    trainer = make_trainer(
+        encoder, settings, lambda step: simulated(step % 2), pool, seed=0, map_volume=volume, noise_power=noise
+    )
+    model = trainer.model
     trainer.train()
     losses = np.array([record.encoder_loss for record in trainer.history])
     assert losses[-8:].mean() < losses[:8].mean() - 0.8
@@ -662,7 +746,7 @@ def test_an_encoder_learns_the_poses_of_images_of_a_fixed_map(volume: FourierVol
     model.eval()
     batch, poses = simulated(0)
     with torch.no_grad():
-        found = model.encoder(model.encoder_images(batch), keep=1)
+        found = model.encoder.propose(model.encoder_images(batch), 1)
     # The grid's spacing is 63 degrees: most of this is the offsets' work.
     assert float(rotation_angle(found.rotation[:, 0], poses.rotation).rad2deg().median()) < 8
     assert float((found.translation[:, 0] - poses.translation).norm(dim=1).median()) < 2.5
@@ -672,7 +756,7 @@ def test_the_radius_marches_and_stays() -> None:
     radii = [SETTINGS.radius_at(step) for step in range(20)]
     assert radii[0] == 3.0 and radii[8:] == [6.0] * 12
     np.testing.assert_allclose(np.diff(radii[:9]), 3 / 8)
-    assert replace(SETTINGS, march_steps=0).radius_at(1) == 6.0
+    assert change(SETTINGS, march_steps=0).radius_at(1) == 6.0
 
 
 # The encoder's file
@@ -680,7 +764,7 @@ def test_the_radius_marches_and_stays() -> None:
 
 def trained_encoder(kind: str = "so3_grid") -> TrainedEncoder:
     return TrainedEncoder(
-        pose_encoder(kind).eval(), "flip", True, BOX, PIXEL_SIZE, 6.49, torch.rand(8), torch.rand(8), 7, True
+        pose_encoder(kind).eval(), True, BOX, PIXEL_SIZE, 6.49, torch.rand(8), torch.rand(8), True
     )
 
 
@@ -689,13 +773,13 @@ def test_an_encoder_survives_its_file(volume: FourierVolume, tmp_path: Path, kin
     trained = trained_encoder(kind)
     write_encoder(trained, tmp_path / "encoder.pt")
     again = read_encoder(tmp_path / "encoder.pt")
-    for name in ("ctf", "symmetrized", "box_size", "pixel_size", "radius", "keep", "mirrored", "box_length"):
+    assert again.encoder.settings == trained.encoder.settings
+    for name in ("symmetrized", "box_size", "pixel_size", "radius", "mirrored", "box_length"):
         assert getattr(again, name) == getattr(trained, name)
     assert torch.equal(again.noise_power, trained.noise_power)
     assert torch.equal(again.image_power, trained.image_power)
     images = make_encoder_images(image_poses(volume, random_winners(3)), SMALL.box_size)
-    options = {"keep": 4} if kind == "so3_grid" else {}
-    one, other = (t.encoder(images, **options) for t in (trained, again))
+    one, other = (t.encoder.propose(images, 4) for t in (trained, again))
     assert torch.equal(one.rotation, other.rotation) and torch.equal(one.translation, other.translation)
     assert [path.name for path in tmp_path.iterdir()] == ["encoder.pt"]
 
@@ -725,14 +809,16 @@ def test_a_truncated_encoder_is_refused(tmp_path: Path, kept: float) -> None:
     [
         ({"kind": "cryoai volume"}, "not a cryoai encoder"),
         ({"kind": None}, "not a cryoai encoder"),
-        ({"format": 2}, "another version"),
+        ({"format": 1}, "another version"),
+        ({"format": 3}, "another version"),
         ({"format": None}, "another version"),
         ({"weights": None}, "incomplete.*weights"),
         ({"settings": None}, "incomplete.*settings"),
         ({"noise_power": None}, "incomplete.*noise_power"),
-        ({"keep": "many"}, "incomplete.*keep"),
+        ({"settings": {"keep": "many"}}, "incomplete.*keep"),
+        ({"settings": {"head": "of_a_friend"}}, "incomplete.*no head 'of_a_friend'"),
+        ({"settings": {"box_length": 240.0}}, "incomplete.*box_length"),
         ({"pixel_size": torch.ones(1)}, "incomplete.*pixel_size"),
-        ({"settings": {"box_length": 240.0}}, "incomplete"),
         ({"weights": {}}, "incomplete"),
     ],
 )  # fmt: skip

@@ -20,7 +20,7 @@ from cryoai.physics.insertion import Inserter
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.run.config import BootstrapConfig
+from cryoai.run.config import BootstrapSettings
 from cryoai.tensors import ParticleBatch
 
 # Low resolution needs no padding: the particle fills about half the box, so its transform is smooth on this grid.
@@ -59,7 +59,7 @@ class BootstrapResult:
 
 def run_bootstrap(
     batch: ParticleBatch,
-    settings: BootstrapConfig,
+    settings: BootstrapSettings,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
     device: torch.device | str = "cpu",
@@ -129,7 +129,7 @@ def _step(
     volume: FourierVolume,
     noise_power: Tensor,
     radius: float,
-    settings: BootstrapConfig,
+    settings: BootstrapSettings,
     generator: torch.Generator,
 ) -> tuple[VolumeAccumulator, Tensor]:
     """Search a mini-batch, insert its posterior, and update the noise inside the radius."""
@@ -154,6 +154,6 @@ def _step(
     return inserter.result(), noise_power
 
 
-def _rotations_at(radius: float, settings: BootstrapConfig) -> int:
+def _rotations_at(radius: float, settings: BootstrapSettings) -> int:
     share = (radius / settings.last_radius) ** 3
     return int(settings.rotations * max(share, _FEWEST_ROTATIONS))

@@ -15,7 +15,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import map_from_volume
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.run.config import BootstrapConfig
+from cryoai.run.config import BootstrapSettings
 from cryoai.run.context import Run
 from cryoai.run.streams import numpy_stream, stream_seed
 from cryoai.tensors import ParticleBatch
@@ -99,7 +99,7 @@ def step_of_start(number: int) -> str:
 
 
 def split_for_bootstrap(
-    data: ParticleData, settings: BootstrapConfig, seed: int
+    data: ParticleData, settings: BootstrapSettings, seed: int
 ) -> tuple[ParticleBatch, ParticleBatch]:
     """A random subset to bootstrap from, and others held out (the same ones where there are very few)."""
     rows = numpy_stream(seed, "bootstrap images").permutation(data.usable_rows)
@@ -113,7 +113,7 @@ def split_for_bootstrap(
 def run_start(
     train: ParticleBatch,
     held_out: ParticleBatch,
-    settings: BootstrapConfig,
+    settings: BootstrapSettings,
     seed: int,
     on_step: Callable[[int], None],
     device: torch.device | str = "cpu",

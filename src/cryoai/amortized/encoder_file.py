@@ -5,22 +5,24 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
+from pydantic import ValidationError
 from torch import Tensor
 
 from cryoai.errors import InputError
 from cryoai.io import atomic_path
-from cryoai.poses.encoder_input import CtfTreatment
-from cryoai.poses.pose_encoder import PoseEncoder, PoseEncoderSettings
+from cryoai.parts import explain
+from cryoai.poses.pose_encoder import PoseEncoder
+from cryoai.poses.settings import EncoderSettings
 
 ENCODER_FILE = "encoder.pt"
-_FORMAT = 1
+_FORMAT = 2
 _PARTS = {
-    "settings": dict, "weights": dict, "ctf": str, "symmetrized": bool, "box_size": int, "pixel_size": float,
-    "radius": float, "noise_power": torch.Tensor, "image_power": torch.Tensor, "keep": int, "mirrored": bool,
+    "settings": dict, "weights": dict, "symmetrized": bool, "box_size": int, "pixel_size": float,
+    "radius": float, "noise_power": torch.Tensor, "image_power": torch.Tensor, "mirrored": bool,
     "contrast": int, "fit_centre": float, "fit_spread": float,
 }  # fmt: skip
 
@@ -32,9 +34,7 @@ class TrainedEncoder:
     Attributes
     ----------
     encoder
-        Images to poses.
-    ctf
-        What is done about the CTF in its input.
+        Images to poses; what its input is like, and how many of its hypotheses are scored, is in its settings.
     symmetrized
         Whether it is shown each image's copy turned by π as well.
     box_size, pixel_size
@@ -43,8 +43,6 @@ class TrainedEncoder:
         Shells that the encoder is shown.
     noise_power, image_power
         Mean ``|noise|²`` and ``|image|²`` per shell of the run's particles; not always of equally many shells.
-    keep
-        Hypotheses that are scored.
     mirrored
         Whether the run's map was mirrored after training, so that its poses have to be, too.
     contrast
@@ -54,14 +52,12 @@ class TrainedEncoder:
     """
 
     encoder: PoseEncoder
-    ctf: CtfTreatment
     symmetrized: bool
     box_size: int
     pixel_size: float
     radius: float
     noise_power: Float[Tensor, " noise_shells"]
     image_power: Float[Tensor, " image_shells"]
-    keep: int = 32
     mirrored: bool = False
     contrast: int = 1
     fit_centre: float = 0.0
@@ -76,7 +72,7 @@ class TrainedEncoder:
 def write_encoder(trained: TrainedEncoder, path: Path) -> None:
     """Write tensors, numbers and strings; nothing in the file is code."""
     values = {name: getattr(trained, name) for name in _PARTS if name not in ("settings", "weights")}
-    values["settings"] = trained.encoder.settings.to_dict()
+    values["settings"] = trained.encoder.settings.model_dump(mode="json")
     values["weights"] = {name: tensor.cpu() for name, tensor in trained.encoder.state_dict().items()}
     buffer = io.BytesIO()
     torch.save({"format": _FORMAT, "kind": "cryoai encoder", **values}, buffer)
@@ -111,11 +107,16 @@ def read_encoder(path: Path) -> TrainedEncoder:
         for name, kind in _PARTS.items():
             if not isinstance(saved[name], kind):
                 raise TypeError(name)
-        if saved["ctf"] not in get_args(CtfTreatment):
-            raise ValueError("ctf")
-        encoder = PoseEncoder(PoseEncoderSettings.from_dict(saved["settings"]))
+        encoder = PoseEncoder(_read_settings(saved["settings"]), saved["box_size"] * saved["pixel_size"])
         encoder.load_state_dict(saved["weights"])
     except Exception as error:
         raise InputError(f"the encoder file is incomplete ({error})", file=path, advice=advice) from error
     rest = {name: saved[name] for name in _PARTS if name not in ("settings", "weights")}
     return TrainedEncoder(encoder.eval(), **rest)
+
+
+def _read_settings(saved: dict[str, Any]) -> EncoderSettings:
+    try:
+        return EncoderSettings(**saved)
+    except ValidationError as error:
+        raise ValueError(explain(error)) from error

@@ -12,9 +12,8 @@ from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.amortized.encoder_file import TrainedEncoder
-from cryoai.amortized.from_scratch import describe_step, make_encoder
+from cryoai.amortized.training import train_with_checkpoints, trained_encoder
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import (
     make_search_grid,
@@ -25,10 +24,9 @@ from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
-from cryoai.training.model import AmortizedModel
-from cryoai.training.settings import TrainingSettings
+from cryoai.training.make import make_trainer
 from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
-from cryoai.training.trainer import StepRecord, Trainer, make_fabric
+from cryoai.training.trainer import StepRecord
 from cryoai.training.winners import Winners
 
 # Real particles whose CTFs the simulated images have, and those that show how far particles are off-centre.
@@ -37,7 +35,6 @@ _CURRICULUM_SHARE = 0.5
 # From how many on training and then posing takes less time than searching. On a GPU it never does: posing 10,000 by
 # search took 0.7 s there, with the encoder 0.9 s.
 _FEWEST_PARTICLES = {"cpu": 700_000}
-_SAVE_EVERY = 250
 
 
 @dataclass(frozen=True)
@@ -68,6 +65,7 @@ def train_on_map(
     config: ReconstructConfig,
     checkpoint: Checkpoint,
     progress: Progress,
+    after: str | None = None,
 ) -> tuple[TrainedEncoder, tuple[StepRecord, ...]]:
     """Train the encoder on images simulated from the bootstrap's map, then on the real ones.
 
@@ -79,6 +77,8 @@ def train_on_map(
         Map and noise spectrum.
     config, checkpoint, progress
         Of the run.
+    after
+        The checkpoint that ``start`` is kept in.
 
     Returns
     -------
@@ -87,18 +87,9 @@ def train_on_map(
     """
     options = config.hybrid
     radius = float(min(config.bootstrap.last_radius, data.disk.radius[-1]))
-    box_length = data.disk.box_size * data.pixel_size
     rows = np.random.default_rng(config.seed).permutation(data.usable_rows)
     pool = data.batch(np.sort(rows[:_POOL]), radius)
-    settings = TrainingSettings(
-        steps=options.simulated_steps + options.real_steps, batch_size=options.batch_size,
-        encoder_learning_rate=options.learning_rate, first_radius=radius, last_radius=radius,
-        search_radius=radius, max_shift=config.bootstrap.max_shift_box_lengths * box_length, march_steps=0,
-        sampling_steps=0, encoder_start=0, own_proposals_start=0, keep=config.encoder.keep,
-        encoder_ctf=config.encoder.ctf,
-    )  # fmt: skip
-    model = AmortizedModel(make_encoder(config, data), None, settings)
-    fabric = make_fabric("cuda" if data.device.type == "cuda" else "cpu", config.encoder.precision)
+    settings = options.training(radius, config.bootstrap.max_shift_box_lengths)
     volume = start.volume.to(data.device)
     noise = start.noise_power[: pool.disk.shell_count]
     simulated = SimulatedParticles(
@@ -110,24 +101,13 @@ def train_on_map(
         RealParticles(data, rows[: config.bootstrap.images], radius, options.batch_size, config.seed),
         options.simulated_steps,
     )
-    image_power = estimate_shell_power(pool.images, pool.disk)
-    trainer = Trainer(
-        model, source, settings, seed=config.seed, image_power=image_power, map_volume=volume,
-        noise_power=noise, fabric=fabric,
-    )  # fmt: skip
-    saved = checkpoint.load("encoder_training", {})
-    if saved is not None:
-        trainer.load_state(saved)
-    with progress.step("Training the encoder on the bootstrap's map", settings.steps) as done:
-        while trainer.step < settings.steps:
-            until = min(settings.steps, trainer.step + _SAVE_EVERY)
-            trainer.train(until, lambda record: done(*describe_step(record, settings.batch_size)))
-            checkpoint.save("encoder_training", {}, trainer.state())
-    trained = TrainedEncoder(
-        model.encoder.cpu(), config.encoder.ctf, False, data.disk.box_size, float(data.pixel_size), radius,
-        noise, image_power, config.encoder.keep,
-    )  # fmt: skip
-    return trained, tuple(trainer.history)
+    trainer = make_trainer(
+        config.encoder, settings, source, pool, seed=config.seed, map_volume=volume, noise_power=noise
+    )
+    title = "Training the encoder on the bootstrap's map"
+    inputs = {"hybrid": options, "encoder": config.encoder, "bootstrap": config.bootstrap, "seed": config.seed}
+    train_with_checkpoints(trainer, "encoder_training", title, inputs, checkpoint, progress, after)
+    return trained_encoder(trainer, data, radius), tuple(trainer.history)
 
 
 def _shift_sigma(

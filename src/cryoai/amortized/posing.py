@@ -13,7 +13,6 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.encoder import fold_batch_norm
 from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways
-from cryoai.poses.grid_head import GridHead
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.search import make_translation_grid, search_translations, translation_step
 from cryoai.precision import product_dtype
@@ -57,10 +56,9 @@ class EncoderInference:
     @torch.no_grad()
     def hypotheses(self, batch: ParticleBatch) -> PoseHypotheses:
         """The encoder's best poses of each particle, best first by its own weights; in the host's memory."""
-        box = self._encoder.settings.encoder.box_size
-        images = make_encoder_images(batch.prefix(self._trained.radius), box, ctf=self._trained.ctf).to(
-            self._device
-        )
+        settings = self._encoder.settings
+        inside = batch.prefix(self._trained.radius)
+        images = make_encoder_images(inside, settings.box_size, ctf=settings.ctf).to(self._device)
         found = pose_both_ways(self._encode, images) if self._trained.symmetrized else self._encode(images)
         if self._trained.mirrored:
             mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
@@ -68,13 +66,10 @@ class EncoderInference:
         return found
 
     def _encode(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
-        options = {}
-        if isinstance(self._encoder.head, GridHead):
-            options["keep"] = min(self._trained.keep, len(self._encoder.head.get_buffer("anchors")))
         parts = []
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._bf16):
             for part in images.split(_IMAGES_AT_ONCE):
-                parts.append(self._encoder(part, **options))
+                parts.append(self._encoder(part))
         return PoseHypotheses(
             torch.cat([p.rotation for p in parts]).cpu(),
             torch.cat([p.translation for p in parts]).cpu(),

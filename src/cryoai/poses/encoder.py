@@ -1,44 +1,75 @@
-"""The convolutional backbone: images to features."""
+"""Encoders: images to features. The paper's convolutional one."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import TypeVar
+from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
+from pydantic import AfterValidator, Field, model_validator
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from cryoai.parts import NamedPart, PartSettings, Registry
 from cryoai.precision import full_precision
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _KERNEL_REACH = 5
 
 
-@dataclass(frozen=True)
-class EncoderSettings:
-    """What an `Encoder` is built from; the defaults suit a CPU.
+class BackboneSettings(PartSettings):
+    """What every encoder is told; the defaults suit a CPU."""
 
-    Attributes
-    ----------
-    box_size
-        px of the input images.
-    widths
-        Channels of each stage; a stage halves the image. The first three are VGG16's (2, 2 and 3 convolutions,
-        max pooling); each further one has 2 convolutions and average pooling.
-    filter_sigmas
-        px, standard deviations of the Gaussian low-pass filters.
-    final_pool
-        Whether one more max pooling comes last.
+    box_size: int = Field(default=32, ge=8)
+    """px of the images it looks at; larger ones are Fourier cropped."""
+
+
+class AbstractEncoder(nn.Module, NamedPart, ABC):
+    """Anything that turns images into features, whatever the images' scale and offset.
+
+    One that can be chosen by name is in `BACKBONES`, has its own ``Settings``, and is made with them alone.
+    ``features`` is the length of the feature vector.
     """
 
-    box_size: int = 32
-    widths: tuple[int, ...] = (16, 32, 64, 128)
-    filter_sigmas: tuple[float, ...] = (0.1, 0.7, 1.2, 2.0, 3.2)
+    Settings: ClassVar[type[PartSettings]] = BackboneSettings
+    features: int
+
+    @abstractmethod
+    def forward(self, images: Float[Tensor, "batch box box"]) -> Float[Tensor, "batch features"]:
+        """Features of each image."""
+
+
+BACKBONES: Registry[AbstractEncoder] = Registry("backbone")
+"""The encoders by name."""
+
+BackboneKind = Annotated[str, AfterValidator(BACKBONES.check)]
+"""A name in `BACKBONES`."""
+
+
+class VggSettings(BackboneSettings):
+    """What a `VggEncoder` is told."""
+
+    widths: tuple[Annotated[int, Field(ge=1)], ...] = Field(default=(16, 32, 64, 128), min_length=1)
+    """Channels of each stage; a stage halves the image. The first three are VGG16's (2, 2 and 3 convolutions, max
+    pooling); each further one has 2 convolutions and average pooling."""
+    filter_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = Field(
+        default=(0.1, 0.7, 1.2, 2.0, 3.2), min_length=1
+    )
+    """px, standard deviations of the Gaussian low-pass filters."""
     final_pool: bool = False
+    """Whether one more max pooling comes last."""
+
+    @model_validator(mode="after")
+    def _check(self) -> VggSettings:
+        if self.features < 1:
+            raise ValueError(
+                f"box_size {self.box_size} is too small for {len(self.widths)} stages; "
+                "give fewer widths or a larger box_size"
+            )
+        return self
 
     @property
     def features(self) -> int:
@@ -47,7 +78,7 @@ class EncoderSettings:
 
 
 # Variances 0.01 · 10^i px², as in the published code.
-PAPER_ENCODER = EncoderSettings(
+PAPER_ENCODER = VggSettings(
     box_size=128,
     widths=(64, 128, 256, 256, 256),
     filter_sigmas=tuple((0.01 * 10**i) ** 0.5 for i in range(5)),
@@ -55,7 +86,8 @@ PAPER_ENCODER = EncoderSettings(
 )
 
 
-class Encoder(nn.Module):
+@BACKBONES.register("vgg")
+class VggEncoder(AbstractEncoder):
     """Filter bank, standardisation and a VGG16-style backbone (Levy et al. 2022, section 3.1).
 
     Parameters
@@ -64,11 +96,11 @@ class Encoder(nn.Module):
         Sizes.
     """
 
-    def __init__(self, settings: EncoderSettings) -> None:
+    Settings: ClassVar[type[PartSettings]] = VggSettings
+
+    def __init__(self, settings: VggSettings) -> None:
         super().__init__()
-        if settings.features < 1:
-            raise ValueError(f"{len(settings.widths)} stages are too many for images of {settings.box_size} px")
-        self.settings = settings
+        self.features = settings.features
         self.register_buffer("blur", make_blur_matrices(settings.box_size, settings.filter_sigmas))
         self.backbone = _make_backbone(settings)
         self.backbone.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -125,7 +157,7 @@ def _reflect(index: Int[Tensor, "box taps"], box_size: int) -> Int[Tensor, "box 
     return torch.where(index < box_size, index, 2 * (box_size - 1) - index)
 
 
-def _make_backbone(settings: EncoderSettings) -> nn.Sequential:
+def _make_backbone(settings: VggSettings) -> nn.Sequential:
     layers: list[nn.Module] = []
     channels = len(settings.filter_sigmas)
     for stage, width in enumerate(settings.widths):

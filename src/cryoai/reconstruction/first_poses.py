@@ -157,7 +157,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
     after = step_of_start(ab_initio.best_number)
     if uses_encoder(config, len(data.usable_rows), data.device):
         with run.timed("training"):
-            encoder, history = train_on_map(data, best, config, run.checkpoint, run.progress)
+            encoder, history = train_on_map(data, best, config, run.checkpoint, run.progress, after)
         after = "encoder_training"
 
     def pose() -> RefinementState:

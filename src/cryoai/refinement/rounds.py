@@ -28,7 +28,7 @@ from cryoai.refinement.map_particles import References, one_reference
 from cryoai.refinement.mates import find_mates, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, score_all, update_noise
 from cryoai.refinement.state import RefinementState
-from cryoai.run.config import ReconstructConfig, RefineConfig, SearchRound
+from cryoai.run.config import ReconstructConfig, RefineSettings, SearchRound
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
 from cryoai.run.streams import torch_stream
@@ -315,7 +315,7 @@ def _search_step(
 
 
 def make_search(
-    data: ParticleData, settings: RefineConfig, chosen: SearchRound, radius: float, generator: torch.Generator
+    data: ParticleData, settings: RefineSettings, chosen: SearchRound, radius: float, generator: torch.Generator
 ) -> GlobalSearch:
     """The grid and the funnel of a search after a round.
 

@@ -7,21 +7,19 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
-from cryoai.poses.encoder_input import CtfTreatment
-from cryoai.poses.pose_encoder import HeadKind
-from cryoai.training.losses import Domain
-from cryoai.training.settings import Precision
-from cryoai.volumes import VolumeKind
+from cryoai.parts import explain
+from cryoai.poses.heads import HEADS
+from cryoai.poses.settings import EncoderSettings
+from cryoai.settings import Settings
+from cryoai.training.settings import HybridSettings, TrainingSettings
 
 
-class BootstrapConfig(BaseModel):
+class BootstrapSettings(Settings):
     """The ab initio stage: mini-batch expectation-maximisation at low resolution."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     images: int = Field(default=20_000, ge=100)
     """At most this many images, drawn at random, are used."""
@@ -47,124 +45,19 @@ class BootstrapConfig(BaseModel):
     """Images that no start sees, to judge them all by; at most a fifth of the images."""
 
     @model_validator(mode="after")
-    def _march_outwards(self) -> BootstrapConfig:
+    def _march_outwards(self) -> BootstrapSettings:
         if self.first_radius > self.last_radius:
             raise ValueError(f"first_radius {self.first_radius:g} lies beyond last_radius {self.last_radius:g}")
         return self
 
-    def in_box(self, box_size: int) -> BootstrapConfig:
+    def in_box(self, box_size: int) -> BootstrapSettings:
         """The same settings with radii that exist in a box of so many px."""
         last = min(self.last_radius, full_radius(box_size))
         return self.model_copy(update={"last_radius": last, "first_radius": min(self.first_radius, last)})
 
 
-class EncoderConfig(BaseModel):
-    """The encoder: what it looks at, its size, and its head."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    head: HeadKind = "so3_grid"
-    """so3_grid classifies over a grid of rotations; anchored has several hypotheses; s2s2 is the paper's."""
-    hypotheses: Annotated[int, Field(ge=1)] | None = None
-    """Rotations of the grid (default 4,608), or hypotheses of the anchored head (default 60)."""
-    box_size: int = Field(default=32, ge=8)
-    """px of the images it looks at; larger ones are Fourier cropped."""
-    widths: tuple[Annotated[int, Field(ge=1)], ...] = (16, 32, 64, 128)
-    """Channels of each stage."""
-    filter_sigmas: tuple[Annotated[float, Field(gt=0)], ...] = (0.1, 0.7, 1.2, 2.0, 3.2)
-    """px of the Gaussian low-pass filters."""
-    final_pool: bool = False
-    """One more max pooling at the end."""
-    ctf: CtfTreatment = "flip"
-    """What is done about the CTF in its input: none, flip (the phases), or multiply."""
-    keep: int = Field(default=32, ge=1)
-    """Its best hypotheses that are scored against the map."""
-    precision: Precision = "auto"
-    """Of matrix products and convolutions; auto is bf16-mixed where the processor is fast at it, else 32-true."""
-
-
-class AmortizeConfig(BaseModel):
-    """Training encoder and volume from scratch (``--method amortized``)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    images: int = Field(default=50_000, ge=50)
-    """At most this many images, drawn at random, are trained on."""
-    steps: int = Field(default=500, ge=1)
-    """Mini-batches."""
-    batch_size: int = Field(default=256, ge=2)
-    """Particles in a mini-batch (of each process)."""
-    volume: VolumeKind = "fourier_net"
-    """The volume that is trained."""
-    volume_width: int = Field(default=128, ge=8)
-    """Neurons of a network's layers."""
-    encoder_learning_rate: float = Field(default=3e-3, gt=0)
-    """Of Adam, for the encoder."""
-    volume_learning_rate: float = Field(default=1e-3, gt=0)
-    """Of Adam, for the volume; a grid wants about 50 times a network's."""
-    amsgrad: bool = False
-    """Adam's variant."""
-    decay: bool = True
-    """Lower the learning rates along a cosine."""
-    gradient_clip: float = Field(default=1.0, gt=0)
-    """Largest norm of the encoder's gradient."""
-    first_radius: float = Field(default=4.0, ge=1)
-    """Shells (of a box that the particle half fills); the radius of the loss marches from here"""
-    last_radius: float = Field(default=16.0, ge=2)
-    """to here,"""
-    march_steps: int = Field(default=220, ge=0)
-    """in so many steps."""
-    search_radius: float = Field(default=10.0, ge=2)
-    """Shells at which hypotheses are scored."""
-    max_shift: float = Field(default=0.16, gt=0, lt=0.5)
-    """Largest translation tried, box lengths."""
-    sampling_steps: int = Field(default=180, ge=0)
-    """In the first steps the winner is drawn from the posterior."""
-    encoder_start: int = Field(default=140, ge=0)
-    """Step at which an so3_grid head begins to learn."""
-    own_proposals_start: int = Field(default=240, ge=0)
-    """Step from which most particles are scored at the encoder's own hypotheses alone."""
-    own_proposals_share: float = Field(default=0.75, ge=0, le=1)
-    """How many of them."""
-    symmetrized: bool = False
-    """The paper's symmetrised loss: the better of the image and its copy turned by π is trained."""
-    whiten: bool = True
-    """Divide residuals by the noise spectrum, in the loss and where hypotheses are scored."""
-    domain: Domain = "fourier"
-    """Where residuals are measured."""
-    mask_radius: Annotated[float, Field(gt=0, le=0.5)] | None = None
-    """Box lengths; with domain real, only pixels closer to the centre count."""
-    points_per_step: int = Field(default=24_576, ge=256)
-    """Coefficients per step that the volume is trained on."""
-    refresh: int = Field(default=4, ge=1)
-    """Steps between two renderings of the volume for scoring."""
-    save_every: int = Field(default=100, ge=1)
-    """Steps between two checkpoints."""
-
-
-class HybridConfig(BaseModel):
-    """The encoder after a bootstrap (``--method hybrid``)."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    encoder: Literal["auto", "always", "never"] = "auto"
-    """Whether to train one; auto does where posing by exhaustive search would take longer."""
-    fewest_particles: int | None = Field(default=None, ge=0)
-    """What auto goes by; by default 700,000 on a CPU, and no number on a GPU, which searches as fast."""
-    simulated_steps: int = Field(default=1300, ge=1)
-    """Mini-batches of images simulated from the bootstrap's map."""
-    real_steps: int = Field(default=100, ge=0)
-    """Mini-batches of real images after that."""
-    batch_size: int = Field(default=256, ge=2)
-    """Images in a mini-batch."""
-    learning_rate: float = Field(default=3e-3, gt=0)
-    """Of Adam."""
-
-
-class SearchRound(BaseModel):
+class SearchRound(Settings):
     """One global search: of the particles that fit badly after a round of the refinement."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     round: int = Field(ge=1)
     """After which round."""
@@ -188,10 +81,8 @@ _SEARCHES = (
 )
 
 
-class RefineConfig(BaseModel):
+class RefineSettings(Settings):
     """The gold-standard refinement."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     start_from_input_poses: bool = False
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
@@ -219,10 +110,8 @@ class RefineConfig(BaseModel):
         return next((search for search in self.searches if search.round == round_number), None)
 
 
-class ReconstructConfig(BaseModel):
+class ReconstructConfig(Settings):
     """Every option of ``cryoai reconstruct``; the groups are set through ``--config``."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     method: Literal["search", "amortized", "hybrid"] = "hybrid"
     """How poses are found: by exhaustive search, by an encoder trained from scratch, or by whichever is faster."""
@@ -250,21 +139,39 @@ class ReconstructConfig(BaseModel):
     """Where to compute."""
     cache_gib: float = Field(default=0.125, ge=0)
     """Memory for the particles' Fourier coefficients; more go to a scratch file in the output folder."""
-    bootstrap: BootstrapConfig = BootstrapConfig()
+    bootstrap: BootstrapSettings = BootstrapSettings()
     """The ab initio stage."""
-    encoder: EncoderConfig = EncoderConfig()
+    encoder: EncoderSettings = EncoderSettings()
     """The encoder."""
-    amortize: AmortizeConfig = AmortizeConfig()
+    amortize: TrainingSettings = TrainingSettings()
     """Training from scratch."""
-    hybrid: HybridConfig = HybridConfig()
+    hybrid: HybridSettings = HybridSettings()
     """The encoder after a bootstrap."""
-    refine: RefineConfig = RefineConfig()
+    refine: RefineSettings = RefineSettings()
     """The refinement."""
 
     @model_validator(mode="after")
     def _poses_are_refined_in_halves(self) -> ReconstructConfig:
         if self.refine.max_rounds == 0 and self.method != "amortized" and not self.known_poses:
             raise ValueError("refine.max_rounds: 0 is for --method amortized; give at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _check_head(self) -> ReconstructConfig:
+        """A head must be able to learn from what a method has."""
+        name, head = self.encoder.head, HEADS[self.encoder.head]
+        if self.amortize.symmetrized and head.needs_search:
+            others = " and ".join(other for other, other_head in HEADS.items() if not other_head.needs_search)
+            raise ValueError(
+                f"amortize.symmetrized is for the heads {others}: {name} scores all rotations; "
+                "leave it out, or choose another encoder.head"
+            )
+        if self.method == "hybrid" and self.hybrid.encoder != "never" and not head.needs_search:
+            able = " or ".join(other for other, other_head in HEADS.items() if other_head.needs_search)
+            raise ValueError(
+                f"--method hybrid trains a {able} head, not {name}; "
+                "use --method amortized, or leave encoder.head out"
+            )
         return self
 
     @property
@@ -315,14 +222,11 @@ def _explain(error: ValidationError) -> str:
     """The first fault in words: which option, what is wrong with it, and the nearest name that exists."""
     first = error.errors()[0]
     name = ".".join(str(part) for part in first["loc"])
-    if first["type"] == "value_error":
-        # Ours, from a model's own check: a whole clause.
-        clause = first["msg"].removeprefix("Value error, ")
-        return f"{name}: {clause}" if name else clause
     if first["type"] != "extra_forbidden":
-        return f"option '{name}': {first['msg'].lower()} (it is {first['input']!r})"
+        return explain(error)
     group, _, key = name.rpartition(".")
-    model = getattr(ReconstructConfig(), group) if group in ReconstructConfig.model_fields else ReconstructConfig()
-    known = type(model).model_fields if isinstance(model, BaseModel) else ReconstructConfig.model_fields
-    near = difflib.get_close_matches(key, known, 1)
+    model = getattr(ReconstructConfig(), group, None)
+    known = type(model).model_fields if isinstance(model, Settings) else ReconstructConfig.model_fields
+    # A unit may be missing: max_shift for max_shift_box_lengths.
+    near = [option for option in known if option.startswith(key + "_")] or difflib.get_close_matches(key, known, 1)
     return f"there is no option '{name}'" + (f"; did you mean '{near[0]}'?" if near else "")

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import roma
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from cryoai.geometry.fourier import FourierDisk
 from cryoai.physics.image_formation import image_slices, residual_power
 from cryoai.poses.encoder_input import make_encoder_images, pose_both_ways, turn_by_pi, undo_turn
-from cryoai.poses.grid_head import GridHead
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.pose_encoder import PoseEncoder
-from cryoai.precision import full_precision
 from cryoai.tensors import ParticleBatch, PoseHypotheses
-from cryoai.training.losses import fourier_cost, grid_targets, pick_winner, real_cost
+from cryoai.training.losses import Loss, pick_winner
 from cryoai.training.settings import TrainingSettings
 from cryoai.training.winners import (
     Scorer,
@@ -26,11 +22,6 @@ from cryoai.training.winners import (
 )
 from cryoai.volumes import AbstractVolume
 
-# Soft classes: this many times the Frobenius distance between neighbours of the grid.
-_TARGET_WIDTH = 0.8
-# Offsets (radians) and translations (a tenth of the box) are small numbers beside the cross-entropy. A larger
-# weight of the translations costs right rotations, and translations are easily searched afterwards.
-_OFFSET_WEIGHT, _TRANSLATION_WEIGHT = 5.0, 1.0
 # Of the spread of a particle's costs.
 _FIRST_GUESS_TEMPERATURE = 0.3
 
@@ -67,18 +58,27 @@ class AmortizedModel(nn.Module):
         Poses to images; None to train the encoder against a map that stays as it is.
     settings
         Of the training.
+    loss
+        How images are compared; by default as the settings say.
     """
 
-    def __init__(self, encoder: PoseEncoder, volume: AbstractVolume | None, settings: TrainingSettings) -> None:
+    def __init__(
+        self,
+        encoder: PoseEncoder,
+        volume: AbstractVolume | None,
+        settings: TrainingSettings,
+        loss: Loss | None = None,
+    ) -> None:
         super().__init__()
         self.encoder = encoder
         self.volume = volume
         self.settings = settings
+        self.loss = loss or settings.make_loss(volume)
 
     def encoder_images(self, batch: ParticleBatch) -> Float[Tensor, "batch box box"]:
         """What the encoder looks at."""
-        box = self.encoder.settings.encoder.box_size
-        return make_encoder_images(batch, box, ctf=self.settings.encoder_ctf)
+        settings = self.encoder.settings
+        return make_encoder_images(batch, settings.box_size, ctf=settings.ctf)
 
     def forward(self, given: StepInput) -> dict[str, Tensor]:
         """The losses of a step.
@@ -88,14 +88,15 @@ class AmortizedModel(nn.Module):
         dict
             ``volume`` and ``encoder`` losses, and ``residual``, the mean squared residual per shell.
         """
-        if isinstance(self.encoder.head, GridHead):
-            return self._grid_step(self.encoder.head, given.batch, given.scorer, given.step, given.winners)
+        if self.encoder.head.needs_search:
+            return self._searched_step(given.batch, given.scorer, given.step, given.winners)
         return self._hypotheses_step(given.batch, given.scorer)
 
-    def _grid_step(
-        self, head: GridHead, batch: ParticleBatch, scorer: Scorer, step: int, winners: Winners | None
+    def _searched_step(
+        self, batch: ParticleBatch, scorer: Scorer, step: int, winners: Winners | None
     ) -> dict[str, Tensor]:
-        """Classes, offsets and translations learn the winner; the volume learns the image at it."""
+        """The head learns the winner; the volume learns the image at it."""
+        head = self.encoder.head
         losses: dict[str, Tensor] = {}
         learns = winners is not None or step >= self.settings.encoder_start
         if not learns:
@@ -105,9 +106,9 @@ class AmortizedModel(nn.Module):
         logits = None if features is None else head.logits(features)
         inside = batch.prefix(scorer.radius)
         if winners is None:
-            winners = self._find_winners(head, features, logits, inside, scorer, step)
+            winners = self._find_winners(features, logits, inside, scorer, step)
         if features is not None and logits is not None:
-            losses["encoder"] = _grid_loss(head, features, logits, winners)
+            losses["encoder"] = head.loss(features, logits, winners.rotation, winners.translation)
         if self.volume is not None:
             losses.update(self._volume_loss(inside, winners.rotation, winners.translation, scorer))
         return losses
@@ -115,7 +116,6 @@ class AmortizedModel(nn.Module):
     @torch.no_grad()
     def _find_winners(
         self,
-        head: GridHead,
         features: Tensor | None,
         logits: Tensor | None,
         batch: ParticleBatch,
@@ -125,18 +125,14 @@ class AmortizedModel(nn.Module):
         """From the whole grid for some particles, from the encoder's best rotations for the others."""
         if step == 0 and self.volume is not None:
             return random_winners(len(batch), scorer.generator)
-        anchors = head.get_buffer("anchors")
+        head = self.encoder.head
         if features is None or logits is None or step < self.settings.own_proposals_start:
-            return winners_on_grid(batch, scorer, anchors)
+            return winners_on_grid(batch, scorer, head.grid)
         # The volume learns from the first of the batch: from winners of the whole grid as long as there are some.
         searched = len(batch) - int(self.settings.own_proposals_share * len(batch))
-        keep = min(self.settings.keep, logits.shape[1])
-        index = logits[searched:].topk(keep, dim=1).indices
-        translation = head.translation(features[searched:]).expand(-1, keep, -1)
-        rotation = head.rotate(head.offset(features[searched:], index), index)
-        hypotheses = PoseHypotheses(rotation, translation, torch.zeros_like(translation[..., 0]))
-        parts = [winners_on_grid(batch[:searched], scorer, anchors)] if searched else []
+        parts = [winners_on_grid(batch[:searched], scorer, head.grid)] if searched else []
         if searched < len(batch):
+            hypotheses = head.propose(features[searched:], self.encoder.settings.keep, logits[searched:])
             parts.append(winners_among(batch[searched:], scorer, _on_host(hypotheses)))
         return Winners(torch.cat([p.rotation for p in parts]), torch.cat([p.translation for p in parts]))
 
@@ -146,7 +142,7 @@ class AmortizedModel(nn.Module):
         images = self.encoder_images(batch)
         scored = batch.prefix(min(scorer.search_radius, scorer.radius))
         turned = torch.zeros(len(batch), dtype=torch.bool, device=images.device)
-        if self.settings.symmetrized:
+        if self.loss.symmetrized:
             turned = self._explained_better_turned(images, scored, scorer)
             images = torch.where(turned[:, None, None], turn_by_pi(images), images)
         hypotheses = _undo_some_turns(self.encoder(images), turned)
@@ -176,7 +172,7 @@ class AmortizedModel(nn.Module):
         return self._hypotheses_of(self.encoder_images(batch))
 
     def _hypotheses_of(self, images: Float[Tensor, "batch box box"]) -> PoseHypotheses:
-        if not self.settings.symmetrized:
+        if not self.loss.symmetrized:
             return self.encoder(images)
         return pose_both_ways(self.encoder, images)
 
@@ -203,41 +199,14 @@ class AmortizedModel(nn.Module):
         rotation, translation = rotation.to(device), translation.to(device)
         slices = self.volume.slice(rotation, batch.disk)
         model = image_slices(slices, translation, batch.ctf, batch.disk, batch.pixel_size)
-        precision = self._precision(scorer, batch.disk)
         with torch.no_grad():
             power = residual_power(batch, model)
-        if self.settings.domain == "real":
-            cost = real_cost(model, batch.images, precision, batch.disk, self.settings.mask_radius)
-        else:
-            cost = fourier_cost(model, batch.images, precision)
+        cost = self.loss.cost(model, batch.images, batch.disk, scorer.noise_power)
         return {"volume": cost.mean(), "residual": power}
 
     def _volume_share(self, coefficients: int) -> int:
         """Particles of a batch that the volume learns from."""
         return max(8, self.settings.points_per_step // coefficients)
-
-    def _precision(self, scorer: Scorer, disk: FourierDisk) -> Float[Tensor, " n"]:
-        noise = scorer.noise_power.to(disk.shell.device)
-        if self.settings.whiten:
-            return 1 / noise[disk.shell]
-        assert self.volume is not None
-        return (self.volume.scale**-2).expand(len(disk))
-
-
-def _grid_loss(head: GridHead, features: Tensor, logits: Tensor, winners: Winners) -> Tensor:
-    """Cross-entropy with soft classes around the winner, and the errors of the offset and of the shift."""
-    anchors = head.get_buffer("anchors")
-    rotation = winners.rotation.to(anchors)
-    with full_precision(anchors.device):
-        target = grid_targets(rotation, anchors, _TARGET_WIDTH * head.largest_offset * 2**0.5)
-        nearest = target.argmax(1, keepdim=True)
-        wanted = roma.rotmat_to_rotvec(rotation @ anchors[nearest[:, 0]].transpose(1, 2))
-    entropy = -(target * torch.log_softmax(logits, 1)).sum(1).mean()
-    offset = head.offset(features, nearest)[:, 0]
-    translation = head.translation(features)[:, 0]
-    shift_error = (translation - winners.translation.to(anchors)) / head.translation.scale
-    errors = _OFFSET_WEIGHT * (offset - wanted).square().sum(1) + _TRANSLATION_WEIGHT * shift_error.square().sum(1)
-    return entropy + errors.mean()
 
 
 def _undo_some_turns(hypotheses: PoseHypotheses, turned: Tensor) -> PoseHypotheses:

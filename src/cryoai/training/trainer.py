@@ -16,10 +16,9 @@ from torch import Tensor
 
 from cryoai.errors import CryoAIError
 from cryoai.physics.slicing import FourierVolume
-from cryoai.poses.grid_head import GridHead
-from cryoai.precision import product_dtype
+from cryoai.precision import Precision, product_dtype
 from cryoai.training.model import AmortizedModel, StepInput
-from cryoai.training.settings import Precision, TrainingSettings
+from cryoai.training.settings import TrainingSettings
 from cryoai.training.sources import BatchSource
 from cryoai.training.winners import Scorer
 
@@ -127,7 +126,7 @@ class Trainer:
     ) -> None:
         self.fabric = fabric or make_fabric("cpu")
         self._source, self.settings, self._seed = source, settings, seed
-        self._image_power = image_power.clamp(min=1e-12)
+        self.image_power, self._image_power = image_power, image_power.clamp(min=1e-12)
         self._measures_noise = noise_power is None
         self._noise_power = self._image_power.clone() if noise_power is None else noise_power
         self._map_volume = map_volume
@@ -136,9 +135,10 @@ class Trainer:
         self.history: list[StepRecord] = []
         self._seconds = 0.0
         self._rendered: FourierVolume | None = map_volume
-        self._optimizers = _make_optimizers(model, settings)
-        # The options that a user would change.
-        self._rates = (
+        self._rates = _learning_rates(model, settings)
+        self._optimizers = _make_optimizers(model, self._rates, settings.amsgrad)
+        # What a user would change.
+        self._rate_options = (
             "hybrid.learning_rate"
             if model.volume is None
             else ("amortize.encoder_learning_rate and amortize.volume_learning_rate")
@@ -224,7 +224,7 @@ class Trainer:
         if self._skipped_in_a_row >= _MOST_SKIPPED_IN_A_ROW:
             raise TrainingDivergedError(
                 f"training diverged at step {self.step}: {self._skipped_in_a_row} batches in a row had no finite "
-                f"loss; lower {self._rates} and start again"
+                f"loss; lower {self._rate_options} and start again"
             )
 
     def _look_at_residual(self, residual: Float[Tensor, " shells"]) -> None:
@@ -234,7 +234,7 @@ class Trainer:
         if float(residual[shells].sum()) > _DIVERGED * float(self._image_power[shells].sum()):
             raise TrainingDivergedError(
                 f"training diverged at step {self.step}: the volume's images are over {_DIVERGED:.0f} times "
-                f"stronger than the particles; lower {self._rates} and start again"
+                f"stronger than the particles; lower {self._rate_options} and start again"
             )
         if self._measures_noise:
             noise = self._noise_power.clone()
@@ -257,23 +257,18 @@ class Trainer:
                 self._rendered = volume.to_fourier_volume(self._rendered_radius(step), _RENDER_PADDING)
         assert self._rendered is not None
         generator = torch.Generator().manual_seed((self._seed * 1_000_003 + step) * 1_009 + self.fabric.global_rank)
+        noise = self.model.loss.scoring_noise(self._noise_power)
+        max_shift = settings.max_shift_box_lengths * self.model.encoder.box_length
         return Scorer(
-            self._rendered, self._scoring_noise(), settings.radius_at(step), settings.search_radius,
-            settings.max_shift, step < settings.sampling_steps, generator,
+            self._rendered, noise, settings.radius_at(step), settings.search_radius, max_shift,
+            step < settings.sampling_steps, generator,
         )  # fmt: skip
 
-    def _scoring_noise(self) -> Float[Tensor, " shells"]:
-        """White where the loss is plain L2, so that it chooses its own winners."""
-        if self.settings.whiten:
-            return self._noise_power
-        coefficients = torch.arange(len(self._noise_power), dtype=self._noise_power.dtype)
-        return (self._noise_power @ coefficients / coefficients.sum()).expand_as(self._noise_power)
-
     def _rendered_radius(self, step: int) -> float:
-        """Shells that hypotheses are scored in; a grid's winners are also refined, at all shells of the loss."""
+        """Shells that hypotheses are scored in; winners of a search are also refined, at all shells of the loss."""
         # As far as the radius marches until the next rendering.
         radius = self.settings.radius_at(step + self.settings.refresh)
-        if isinstance(self.model.encoder.head, GridHead):
+        if self.model.encoder.head.needs_search:
             return radius
         return min(self.settings.search_radius, radius)
 
@@ -283,10 +278,9 @@ class Trainer:
         if settings.decay:
             cosine = 0.5 * (1 + math.cos(math.pi * step / max(1, settings.steps)))
             share = _DECAYED_SHARE + (1 - _DECAYED_SHARE) * cosine
-        rates = {"encoder": settings.encoder_learning_rate, "volume": settings.volume_learning_rate}
         for name, optimizer in self._optimizers.items():
             for group in optimizer.param_groups:
-                group["lr"] = rates[name] * share
+                group["lr"] = self._rates[name] * share
 
     def state(self) -> dict[str, Any]:
         """Everything a resumed run needs: tensors, numbers and strings."""
@@ -314,14 +308,21 @@ class Trainer:
             self._rendered = FourierVolume(values, self.model.volume.box_size, _RENDER_PADDING)
 
 
-def _make_optimizers(model: AmortizedModel, settings: TrainingSettings) -> dict[str, torch.optim.Optimizer]:
-    rates = {"encoder": settings.encoder_learning_rate, "volume": settings.volume_learning_rate}
-    parts = {"encoder": model.encoder, "volume": model.volume}
+def _learning_rates(model: AmortizedModel, settings: TrainingSettings) -> dict[str, float]:
+    """Of each part that is trained."""
+    rates = {"encoder": settings.encoder_learning_rate}
+    if model.volume is not None:
+        rates["volume"] = settings.volume_learning_rate or model.volume.learning_rate
+    return rates
+
+
+def _make_optimizers(
+    model: AmortizedModel, rates: dict[str, float], amsgrad: bool
+) -> dict[str, torch.optim.Optimizer]:
     # Fused, Adam takes a sixth of the time on a CPU.
     return {
-        name: torch.optim.Adam(part.parameters(), rates[name], amsgrad=settings.amsgrad, fused=True)
-        for name, part in parts.items()
-        if part is not None
+        name: torch.optim.Adam(model.get_submodule(name).parameters(), rate, amsgrad=amsgrad, fused=True)
+        for name, rate in rates.items()
     }
 
 

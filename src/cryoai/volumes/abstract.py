@@ -3,19 +3,26 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import Annotated, ClassVar
 
 import torch
 from jaxtyping import Complex, Float
+from pydantic import AfterValidator
 from torch import Tensor, nn
 
 from cryoai.geometry.fourier import FourierDisk, full_radius
+from cryoai.parts import NamedPart, Registry
 from cryoai.physics.slicing import FourierVolume
 
 
-class AbstractVolume(nn.Module, ABC):
+class AbstractVolume(nn.Module, NamedPart, ABC):
     """A volume that can be trained: its parameters describe a Hermitian function of the 3D frequency.
 
     Scaled as a `FourierVolume` is: a slice holds the orthonormal Fourier coefficients of the projection.
+
+    One that can be chosen by name is in `VOLUMES`, has its own ``Settings``, and is made with
+    ``(box_size, radius, settings, *, scale, generator)``; the generator draws its initial parameters.
+    ``learning_rate`` is Adam's unless one says otherwise.
 
     Parameters
     ----------
@@ -27,6 +34,7 @@ class AbstractVolume(nn.Module, ABC):
         Typical magnitude of the data's Fourier coefficients: what parameters of order one stand for.
     """
 
+    learning_rate: ClassVar[float]
     box_size: int
     radius: float
     scale: Tensor
@@ -75,3 +83,10 @@ class AbstractVolume(nn.Module, ABC):
         if reach > self.radius + 1e-3:
             raise ValueError(f"the disk reaches {reach:.2f} shells, the volume {self.radius:.2f}")
         self._last_disk = disk
+
+
+VOLUMES: Registry[AbstractVolume] = Registry("volume")
+"""The volumes by name."""
+
+VolumeKind = Annotated[str, AfterValidator(VOLUMES.check)]
+"""A name in `VOLUMES`."""

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import ClassVar, Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from cryoai.geometry.fourier import crop_or_pad
+from cryoai.parts import PartSettings
 from cryoai.physics.slicing import FourierVolume, grid_shape, map_from_volume, volume_from_map
+from cryoai.volumes.abstract import VOLUMES
 from cryoai.volumes.grid import AbstractGridVolume, make_random_map
 
 
+class FourierGridSettings(PartSettings):
+    """What a `FourierGrid` is told."""
+
+    padding: Literal[1, 2] = 2
+    """Grid points per shell."""
+
+
+@VOLUMES.register("fourier_grid")
 class FourierGrid(AbstractGridVolume):
     """Coefficients on the half-space grid of a `FourierVolume`, each a parameter.
 
@@ -19,18 +31,26 @@ class FourierGrid(AbstractGridVolume):
     ----------
     box_size, radius, scale
         As in `AbstractVolume`; the parameter ``values`` is in units of ``scale``.
-    padding
-        Grid points per shell, 1 or 2.
+    settings
+        How fine the grid is.
     generator
         Draws the initial map.
     """
 
+    Settings: ClassVar[type[PartSettings]] = FourierGridSettings
+
     def __init__(
-        self, box_size: int, radius: float, *, padding: int = 2, scale: float = 1.0, generator: torch.Generator
+        self,
+        box_size: int,
+        radius: float,
+        settings: FourierGridSettings,
+        *,
+        scale: float = 1.0,
+        generator: torch.Generator,
     ) -> None:
         super().__init__(box_size, radius, scale)
-        self.padding = padding
-        self.values = nn.Parameter(torch.zeros(*grid_shape(self.radius, padding), 2))
+        self.padding = settings.padding
+        self.values = nn.Parameter(torch.zeros(*grid_shape(self.radius, self.padding), 2))
         self.set_map(scale * make_random_map(box_size, self.radius, generator))
 
     @torch.no_grad()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Complex, Float
@@ -21,6 +22,9 @@ _INITIAL_STD = 1 / 40
 
 class AbstractGridVolume(AbstractVolume):
     """A volume that is read from a grid by trilinear interpolation."""
+
+    # Measured at known poses: benchmarks/ablation.py.
+    learning_rate: ClassVar[float] = 0.1
 
     @abstractmethod
     def to_differentiable_volume(self) -> FourierVolume:

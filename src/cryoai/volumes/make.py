@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any
 
 import torch
 
 from cryoai.geometry.fourier import full_radius
-from cryoai.volumes.abstract import AbstractVolume
-from cryoai.volumes.fourier_grid import FourierGrid
-from cryoai.volumes.fourier_net import FourierNet
-from cryoai.volumes.positional_mlp import PositionalMLP
-from cryoai.volumes.real_grid import RealGrid
-from cryoai.volumes.siren import Siren
-
-NetworkKind = Literal["fourier_net", "siren", "positional_mlp"]
-VolumeKind = Literal["fourier_net", "siren", "positional_mlp", "fourier_grid", "real_grid"]
-
-_NETWORKS = {"fourier_net": FourierNet, "siren": Siren, "positional_mlp": PositionalMLP}
+from cryoai.volumes.abstract import VOLUMES, AbstractVolume, VolumeKind
 
 
 def make_volume(
@@ -26,37 +16,39 @@ def make_volume(
     box_size: int,
     radius: float | None = None,
     *,
-    width: int = 256,
+    width: int | None = None,
     scale: float = 1.0,
-    padding: int = 2,
     seed: int | torch.Generator = 0,
+    **options: Any,
 ) -> AbstractVolume:
     """A volume with random parameters.
 
     Parameters
     ----------
     kind
-        Which; the first three are networks.
+        Which, of `VOLUMES`.
     box_size
         px of the map.
     radius
         Shells within which it is defined; default, all of the largest usable one.
     width
-        Neurons of a network's layers; grids have none.
+        Neurons of a network's layers; grids have none, whatever is asked.
     scale
         Typical magnitude of the data's Fourier coefficients.
-    padding
-        Grid points per shell of a ``fourier_grid``, 1 or 2.
     seed
         Of the initial parameters, or a CPU generator to draw them from; the global one is left alone.
+    options
+        Other settings of this volume.
+
+    Raises
+    ------
+    ValueError
+        The volume has no such option, or not such a value of it.
     """
+    settings = VOLUMES.read_settings(VOLUMES.check(kind), {"width": width}, options)
     radius = full_radius(box_size) if radius is None else radius
     generator = seed if isinstance(seed, torch.Generator) else torch.Generator().manual_seed(seed)
-    if kind == "fourier_grid":
-        return FourierGrid(box_size, radius, padding=padding, scale=scale, generator=generator)
-    if kind == "real_grid":
-        return RealGrid(box_size, radius, scale=scale, generator=generator)
-    return _NETWORKS[kind](box_size, radius, width=width, scale=scale, generator=generator)
+    return VOLUMES.make(kind, box_size, radius, settings, scale=scale, generator=generator)
 
 
 def count_parameters(volume: torch.nn.Module) -> int:
@@ -64,7 +56,7 @@ def count_parameters(volume: torch.nn.Module) -> int:
     return sum(parameter.numel() for parameter in volume.parameters())
 
 
-def width_for_budget(kind: NetworkKind, parameters: int = 332_000) -> int:
+def width_for_budget(kind: VolumeKind, parameters: int = 332_000) -> int:
     """The width at which a network comes closest to a number of parameters (default: FourierNet's at 256).
 
     At width 256 the three are within 1 % of each other already.

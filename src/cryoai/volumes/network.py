@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
+from typing import ClassVar
 
 import torch
 from jaxtyping import Complex, Float, Int
+from pydantic import Field
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
 from cryoai.geometry.shells import half_space_radius
+from cryoai.parts import PartSettings
 from cryoai.physics.slicing import FourierVolume, grid_shape, grid_to_real
 from cryoai.precision import full_precision
 from cryoai.volumes.abstract import AbstractVolume
@@ -19,13 +22,24 @@ from cryoai.volumes.abstract import AbstractVolume
 _CHUNK = 8_192
 
 
+class NetworkSettings(PartSettings):
+    """What every network is told."""
+
+    width: int = Field(default=256, ge=1)
+    """Neurons of each layer."""
+
+
 class AbstractNetworkVolume(AbstractVolume):
     """A network from the frequency (kx, ky, kz) to the real and imaginary part of the coefficient.
 
     Hermitian by construction (Levy et al. 2022, eq. 7): the network is asked in one half space only, and the
-    other holds its conjugate. Under autocast the hidden matrix products are in the lower precision; coordinates,
-    first layer and every sine are not.
+    other holds its conjugate. Under autocast the hidden layers are in the lower precision, their products and what
+    they hand on; coordinates and the first layer are not. PyTorch takes a sine in float32 whatever its input, and
+    rounds the result.
     """
+
+    Settings: ClassVar[type[PartSettings]] = NetworkSettings
+    learning_rate: ClassVar[float] = 1e-3
 
     @abstractmethod
     def evaluate(self, points: Float[Tensor, "m 3"]) -> Float[Tensor, "m 2"]:

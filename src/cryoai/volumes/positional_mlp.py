@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
+from pydantic import Field
 from torch import Tensor, nn
 
+from cryoai.parts import PartSettings
 from cryoai.precision import full_precision
+from cryoai.volumes.abstract import VOLUMES
 from cryoai.volumes.layers import make_linear
-from cryoai.volumes.network import AbstractNetworkVolume
+from cryoai.volumes.network import AbstractNetworkVolume, NetworkSettings
 
 
+class PositionalMLPSettings(NetworkSettings):
+    """What a `PositionalMLP` is told."""
+
+    feature_sigma: float = Field(default=0.5, gt=0)
+    """Spread of the features' frequencies as cryoDRGN counts it: σ/2 radians per shell along each axis."""
+
+
+@VOLUMES.register("positional_mlp")
 class PositionalMLP(AbstractNetworkVolume):
     """Sines and cosines along random directions, then residual ReLU layers (cryoDRGN2's decoder).
 
@@ -20,29 +32,28 @@ class PositionalMLP(AbstractNetworkVolume):
     ----------
     box_size, radius, scale
         As in `AbstractVolume`.
-    width
-        Neurons of each layer, and features; 256 gives 329 thousand parameters.
-    feature_sigma
-        Spread of the features' frequencies as cryoDRGN counts it: σ/2 radians per shell along each axis.
+    settings
+        There are as many features as neurons; a width of 256 gives 329 thousand parameters.
     generator
         Draws the features and the initial weights.
     """
 
+    Settings: ClassVar[type[PartSettings]] = PositionalMLPSettings
     frequencies: Tensor
 
     def __init__(
         self,
         box_size: int,
         radius: float,
+        settings: PositionalMLPSettings,
         *,
-        width: int = 256,
-        feature_sigma: float = 0.5,
         scale: float = 1.0,
         generator: torch.Generator,
     ) -> None:
         super().__init__(box_size, radius, scale)
+        width = settings.width
         count = width // 2
-        spread = feature_sigma / 2 * (box_size / 2)
+        spread = settings.feature_sigma / 2 * (box_size / 2)
         self.register_buffer("frequencies", spread * torch.randn(count, 3, generator=generator))
         self.first = make_linear(2 * count, width, 1 / math.sqrt(2 * count), generator)
         bound = 1 / math.sqrt(width)

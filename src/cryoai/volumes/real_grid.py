@@ -6,10 +6,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from cryoai.parts import PartSettings
 from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.volumes.abstract import VOLUMES
 from cryoai.volumes.grid import AbstractGridVolume, make_random_map
 
 
+@VOLUMES.register("real_grid")
 class RealGrid(AbstractGridVolume):
     """A map whose voxels are the parameters; every call of `slice` transforms it once.
 
@@ -17,11 +20,21 @@ class RealGrid(AbstractGridVolume):
     ----------
     box_size, radius, scale
         As in `AbstractVolume`; the parameter ``density`` is in units of ``scale``.
+    settings
+        It has none.
     generator
         Draws the initial map.
     """
 
-    def __init__(self, box_size: int, radius: float, *, scale: float = 1.0, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        box_size: int,
+        radius: float,
+        settings: PartSettings,
+        *,
+        scale: float = 1.0,
+        generator: torch.Generator,
+    ) -> None:
         super().__init__(box_size, radius, scale)
         self.density = nn.Parameter(make_random_map(box_size, self.radius, generator))
 
