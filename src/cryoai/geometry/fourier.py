@@ -6,7 +6,7 @@ Every FFT of the package is in this file. Real-space arrays have their origin at
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from jaxtyping import Complex, Float, Int
@@ -51,6 +51,11 @@ class FourierDisk:
     def shell_count(self) -> int:
         """One more than the largest shell index."""
         return int(self.shell[-1]) + 1
+
+    @cached_property
+    def reach(self) -> float:
+        """The largest radius, 0 without coefficients; kept, since reading it waits for the device."""
+        return float(self.radius[-1]) if len(self) else 0.0
 
     def count(self, radius: float) -> int:
         """How many coefficients lie within ``radius`` shells; the length of that prefix."""

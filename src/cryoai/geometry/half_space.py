@@ -40,7 +40,8 @@ def trilinear_neighbours(
     """
     size_z, size_y, size_x = shape[:3]
     points, flipped = fold_to_half_space(points)
-    floor = points.detach().floor()
+    # A point that is not a number reads the origin, with a weight that is not one.
+    floor = points.detach().floor().nan_to_num(0.0)
     fraction = points - floor
     corner = floor.long()
     base = ((corner[..., 2] + size_z // 2) * size_y + corner[..., 1] + size_y // 2) * size_x + corner[..., 0]

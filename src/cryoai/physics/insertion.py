@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk
+from cryoai.physics.bounds import check_poses, check_reach, without_nan
 from cryoai.physics.kernels import insert_kernel, run_in_threads, runs_kernels, slice_kernel
 from cryoai.physics.slicing import (
     FourierVolume,
@@ -57,7 +60,7 @@ class Inserter:
         image_of: Int[Tensor, " m"] | None = None,
         weight: Float[Tensor, " m"] | None = None,
     ) -> None:
-        """Insert m weighted poses of a batch of particles.
+        """Insert m weighted poses of a batch of particles; a ValueError where these do not fit together.
 
         Parameters
         ----------
@@ -76,6 +79,7 @@ class Inserter:
             image_of = torch.arange(len(batch))
         if weight is None:
             weight = torch.ones(len(image_of))
+        check_poses(batch, rotation, translation, image_of, weight)
         device = self._zero.weight.device
         batch, noise_power = batch.to(device), noise_power.to(device)
         rotation, translation, image_of, weight = (t.to(device) for t in (rotation, translation, image_of, weight))
@@ -103,14 +107,15 @@ class Inserter:
         weight: Tensor,
     ) -> None:
         shape = tuple(self._zero.weight.shape)
-        images = torch.view_as_real(batch.images).numpy()
-        rotations = rotation.float().numpy()
+        check_reach(shape, self._zero.padding, rotation, batch.disk)
+        images, ctf = kernel_images(batch)
+        rotations = rotation.float().contiguous().numpy()
         shifts = (translation.double() / batch.box_length).numpy()
-        radius = int(batch.disk.radius[-1].ceil())
+        radius = math.ceil(batch.disk.reach)
 
         def work(start: int, stop: int, thread: int) -> None:
             insert_kernel(
-                self._grids[thread], shape, images, batch.ctf.numpy(), precision.float().numpy(),
+                self._grids[thread], shape, images, ctf, precision.float().numpy(),
                 rotations[start:stop], shifts[start:stop], image_of[start:stop].numpy(),
                 weight[start:stop].float().numpy(), batch.disk.kx.numpy(), batch.disk.ky.numpy(),
                 radius, np.float32(self._zero.padding),
@@ -129,17 +134,34 @@ class Inserter:
         return enforce_friedel(total).cpu()
 
 
+def kernel_grid(volume: FourierVolume) -> Float[np.ndarray, "points 2"]:
+    """A volume as the kernels read it."""
+    return volume.values.detach().float().contiguous().reshape(-1, 2).numpy()
+
+
+def kernel_images(batch: ParticleBatch) -> tuple[Float[np.ndarray, "batch n 2"], Float[np.ndarray, "batch n"]]:
+    """Images and CTFs as the kernels read them."""
+    images = batch.images.to(torch.complex64).resolve_conj().contiguous()
+    return torch.view_as_real(images).numpy(), batch.ctf.float().contiguous().numpy()
+
+
 @torch.no_grad()
 def slice_quickly(volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], disk: FourierDisk) -> Tensor:
-    """`slice_volume` without gradients: (batch, n) complex, in the host's memory; fused on the CPU."""
+    """`slice_volume` without gradients: (batch, n) complex, in the host's memory; fused on the CPU.
+
+    A ValueError where the disk reaches beyond the grid; a rotation that is not a number gives a slice that is not
+    one.
+    """
     if len(rotation) == 0:
         return torch.zeros(0, len(disk), dtype=torch.complex64)
     if not runs_kernels(volume.device):
         return slice_volume(volume, rotation.to(volume.device), disk.to(volume.device)).cpu()
     out = np.empty((len(rotation), len(disk), 2), np.float32)
-    grid = volume.values.reshape(-1, 2).numpy()
     shape = tuple(volume.values.shape[:3])
-    rotations = rotation.float().numpy()
+    check_reach(shape, volume.padding, rotation, disk, allow_nan=True)
+    rotation, unknown = without_nan(rotation)
+    grid = kernel_grid(volume)
+    rotations = rotation.float().contiguous().numpy()
 
     def work(start: int, stop: int, thread: int) -> None:
         slice_kernel(
@@ -148,4 +170,5 @@ def slice_quickly(volume: FourierVolume, rotation: Float[Tensor, "batch 3 3"], d
         )  # fmt: skip
 
     run_in_threads(work, len(rotations))
+    out[unknown.numpy()] = np.nan
     return torch.view_as_complex(torch.from_numpy(out))

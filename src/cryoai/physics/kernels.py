@@ -345,6 +345,7 @@ def refine_kernel(
         trial_shift[:] = shifts[i]
         accepted_gradient = np.zeros(5)
         costs[i] = np.inf
+        hessians[i] = 0.0
         damping, angle = 1e-3, 1.0
         for _ in range(iterations + 1):
             rotation32[:] = trial_rotation
@@ -368,6 +369,9 @@ def refine_kernel(
             if not _solve_damped(hessians[i], accepted_gradient, damping, step):
                 break
             angle = math.sqrt(step[0] ** 2 + step[1] ** 2 + step[2] ** 2)
+            # Images or a noise that are not numbers would send the samples anywhere.
+            if not math.isfinite(angle):
+                break
             if angle > max_angle:
                 step[:3] *= max_angle / angle
             length = math.sqrt(step[3] ** 2 + step[4] ** 2) / (2 * math.pi)

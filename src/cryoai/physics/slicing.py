@@ -16,6 +16,7 @@ from torch import Tensor
 
 from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, full_radius, ifft3
 from cryoai.geometry.half_space import fold_to_half_space, trilinear_neighbours
+from cryoai.physics.bounds import check_reach
 from cryoai.precision import full_precision
 
 
@@ -152,9 +153,10 @@ def slice_volume(
 ) -> Complex[Tensor, "batch n"]:
     """Central slices by trilinear interpolation; differentiable in the volume and in the rotation.
 
-    ``slice(k) = V(R [kx, ky, 0])`` (the Fourier slice theorem; Levy et al. 2022, eq. 5). Coefficients that
-    fall outside the grid are not checked: the disk must lie within the volume's radius.
+    ``slice(k) = V(R [kx, ky, 0])`` (the Fourier slice theorem; Levy et al. 2022, eq. 5). A ValueError where the
+    disk reaches beyond the grid; a rotation that is not a number gives a slice that is not one.
     """
+    check_reach(volume.values.shape, volume.padding, rotation, disk, allow_nan=True)
     index, weight, _, flipped = trilinear_neighbours(volume.values.shape, _points(rotation, disk, volume.padding))
     flat = volume.values.reshape(-1, 2)
     value = F.embedding_bag(index, flat, per_sample_weights=weight, mode="sum")
@@ -183,6 +185,7 @@ def insert_slices(
     rotation, disk
         Where the slices lie.
     """
+    check_reach(accumulator.numerator.shape, accumulator.padding, rotation, disk)
     index, corner, _, flipped = trilinear_neighbours(
         accumulator.numerator.shape, _points(rotation, disk, accumulator.padding)
     )
@@ -212,6 +215,7 @@ def slice_with_jacobian(
 
     For ``R(ω) = exp([ω]×) R`` the sampled point moves by ``ω × p``, so ``dV/dω = p × ∇V(p)``.
     """
+    check_reach(volume.values.shape, volume.padding, rotation, disk, allow_nan=True)
     point = _points(rotation, disk, volume.padding)
     index, _, fraction, flipped = trilinear_neighbours(volume.values.shape, point)
     corners = volume.values.reshape(-1, 2)[index].reshape(len(rotation), len(disk), 2, 2, 2, 2)

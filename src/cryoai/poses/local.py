@@ -18,7 +18,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.geometry.rotations import rotation_from_vector
+from cryoai.physics.bounds import check_poses, check_reach, without_nan
 from cryoai.physics.image_formation import form_images
+from cryoai.physics.insertion import kernel_grid, kernel_images
 from cryoai.physics.kernels import refine_kernel, run_in_threads, runs_kernels, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
@@ -95,13 +97,21 @@ def score_poses(
     Returns
     -------
     Float[Tensor, "m"]
-        In the host's memory, wherever the volume is.
+        In the host's memory, wherever the volume is; not a number where a pose is not one.
+
+    Raises
+    ------
+    ValueError
+        Poses, particles and disk do not fit together, or the disk reaches beyond the volume's grid.
     """
     if image_of is None:
         image_of = torch.arange(len(batch))
+    check_poses(batch, rotation, translation, image_of)
     if not runs_kernels(volume.device):
         parts = _parts_on_device(batch, volume, noise_power, rotation, translation, image_of)
         return torch.cat([_score_reference(volume, *part) for part in parts])
+    check_reach(volume.values.shape, volume.padding, rotation, batch.disk, allow_nan=True)
+    rotation, unknown = without_nan(rotation)
     precision = 1 / noise_power[batch.disk.shell]
     out = np.empty(len(rotation))
     arguments = _kernel_arguments(batch, volume, precision, rotation, translation, image_of)
@@ -110,6 +120,7 @@ def score_poses(
         score_kernel(*arguments(start, stop), out[start:stop])
 
     run_in_threads(work, len(out))
+    out[unknown.numpy()] = np.nan
     return torch.from_numpy(out)
 
 
@@ -141,13 +152,26 @@ def refine_poses(
 ) -> RefinedPoses:
     """Local maximum-likelihood poses: Levenberg-Marquardt over three rotation and two translation parameters.
 
-    Parameters are as in `score_poses`; a step that raises the cost is not taken. The result is in the host's
-    memory.
+    Parameters and errors are as in `score_poses`; a step that raises the cost is not taken. A pose that is not a
+    number stays as it is. The result is in the host's memory.
     """
     if image_of is None:
         image_of = torch.arange(len(batch))
-    if not runs_kernels(volume.device):
-        return _refine_in_parts(batch, volume, noise_power, rotation, translation, image_of, iterations)
+    check_poses(batch, rotation, translation, image_of)
+    check_reach(volume.values.shape, volume.padding, rotation, batch.disk, allow_nan=True)
+    start, unknown = without_nan(rotation)
+    refine = _refine_fused if runs_kernels(volume.device) else _refine_in_parts
+    found = refine(batch, volume, noise_power, start, translation, image_of, iterations)
+    unknown = unknown.to(found.cost.device)
+    return RefinedPoses(
+        found.rotation.masked_fill(unknown[:, None, None], math.nan),
+        found.translation,
+        found.cost.masked_fill(unknown, math.nan),
+        found.hessian.masked_fill(unknown[:, None, None], 0.0),
+    )
+
+
+def _refine_fused(batch, volume, noise_power, rotation, translation, image_of, iterations):
     precision = 1 / noise_power[batch.disk.shell]
     rotations = rotation.double().contiguous().clone()
     shifts = (translation.double() / batch.box_length).contiguous().clone()
@@ -206,16 +230,17 @@ def _refine_in_parts(
 
 def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):
     """The arrays that the fused kernels share, for a range of poses."""
-    images = torch.view_as_real(batch.images).numpy()
-    rotations = rotation.float().numpy()
-    shifts = (translation.double() / batch.box_length).numpy()
-    radius = int(batch.disk.radius[-1].ceil())
-    grid = volume.values.reshape(-1, 2).numpy()
     shape = tuple(volume.values.shape[:3])
+    grid = kernel_grid(volume)
+    images, ctf = kernel_images(batch)
+    rotations = rotation.float().contiguous().numpy()
+    shifts = (translation.double() / batch.box_length).numpy()
+    radius = math.ceil(batch.disk.reach)
+    image_of = image_of.contiguous()
 
     def arguments(start: int, stop: int) -> tuple:
         return (
-            grid, shape, images, batch.ctf.numpy(), precision.float().numpy(), rotations[start:stop],
+            grid, shape, images, ctf, precision.float().numpy(), rotations[start:stop],
             shifts[start:stop], image_of[start:stop].numpy(), batch.disk.kx.numpy(), batch.disk.ky.numpy(),
             radius, np.float32(volume.padding),
         )  # fmt: skip
@@ -233,6 +258,7 @@ def refine_poses_reference(
     iterations: int = 6,
 ) -> RefinedPoses:
     """`refine_poses` in plain torch, all particles at once."""
+    check_poses(batch, rotation, translation, image_of)
     precision = 1 / noise_power[batch.disk.shell]
     images, ctf = batch.images[image_of], batch.ctf[image_of]
     best = _normal_equations(batch, volume, precision, images, ctf, rotation, translation)
