@@ -106,6 +106,8 @@ def split_for_bootstrap(
     rows = rows[: settings.images + settings.held_out_images]
     held_out = min(settings.held_out_images, len(rows) // 5)
     train, test = np.sort(rows[held_out:]), np.sort(rows[:held_out])
+    # A copy of an image that was trained on is not held out.
+    train = train[~np.isin(data.grouping.group[train], data.grouping.group[test])]
     radius = settings.last_radius
     return data.batch(train, radius), data.batch(test if len(test) else train, radius)
 

@@ -11,6 +11,7 @@ from jaxtyping import Int
 
 from cryoai.geometry.fourier import FourierDisk, images_to_disk, make_fourier_disk
 from cryoai.particles.cache import CoefficientCache
+from cryoai.particles.grouping import group_particles, hash_images
 from cryoai.particles.judge import Judge, Judgement
 from cryoai.particles.stack import ParticleImages
 from cryoai.physics.ctf import compute_ctf
@@ -53,6 +54,10 @@ class ParticleData:
         Where to work.
     judgement
         What the images showed.
+    usable_rows
+        Those that are not left out.
+    grouping
+        Which of them show the same thing.
     """
 
     def __init__(
@@ -74,8 +79,9 @@ class ParticleData:
         self.pixel_size = pixel_size * images.box_size / box_size
         self._count = len(particles)
         self._cache = CoefficientCache(self._count, len(self.disk), memory_limit, scratch)
-        self.judgement = self._read_all(images, invert_contrast, particles.contrast_sign, on_chunk)
+        self.judgement, image_hash = self._read_all(images, invert_contrast, particles.contrast_sign, on_chunk)
         self.usable_rows = np.flatnonzero(self.judgement.usable)
+        self.grouping = group_particles(particles, image_hash, self.judgement.usable)
 
     def __len__(self) -> int:
         return self._count
@@ -86,20 +92,22 @@ class ParticleData:
         invert_contrast: str,
         contrast_sign: int | None,
         on_chunk: Callable[[int], None],
-    ) -> Judgement:
+    ) -> tuple[Judgement, Int[np.ndarray, " n"]]:
         native = make_fourier_disk(images.box_size, float(self.disk.radius[-1]))
         # Orthonormal coefficients of a cropped image are smaller by the ratio of the boxes.
         crop_factor = self.disk.box_size / images.box_size
-        judge = Judge(images.box_size)
+        judge, image_hash = Judge(images.box_size), np.empty(len(images), np.int64)
         chunk = max(1, _PIXELS_PER_CHUNK // images.box_size**2)
         for start in range(0, len(images), chunk):
             rows = np.arange(start, min(start + chunk, len(images)))
-            pixels = judge.look(torch.from_numpy(images.read(rows)))
+            raw = images.read(rows)
+            image_hash[rows] = hash_images(raw)
+            pixels = judge.look(torch.from_numpy(raw))
             coefficients = images_to_disk(pixels, native) * crop_factor
             judge.look_at_contrast(coefficients, self._ctf_of(rows, self.disk), self.disk)
             self._cache.append(coefficients.numpy())
             on_chunk(int(rows[-1]) + 1)
-        return judge.verdict(invert_contrast, contrast_sign)
+        return judge.verdict(invert_contrast, contrast_sign), image_hash
 
     def _ctf_of(self, rows: np.ndarray, disk: FourierDisk) -> torch.Tensor:
         if self._ctf is None:

@@ -97,6 +97,13 @@ def _input_poses(data: ParticleData, particles: ParticleSet, run: Run) -> Refine
         )
     else:
         half = np.where(usable, subset - 1, -1)
+        group = data.grouping.group
+        straddling = np.intersect1d(group[half == 0], group[half == 1])
+        if len(straddling):
+            run.warn(
+                f"{len(straddling)} images or filaments of the input have copies in both of its half-sets: the "
+                "resolution is too good"
+            )
     return replace(
         start,
         rotation=torch.from_numpy(pose.rotation.astype(np.float32)),

@@ -103,7 +103,7 @@ def read_and_judge(particles: ParticleSet, output: Path, run: Run, contrast: int
     with run.timed("reading"):
         data = read_data(particles, run.config, output, run.progress, invert_contrast=invert)
     judgement = data.judgement
-    for sentence in judgement.warnings():
+    for sentence in (*judgement.warnings(), *data.grouping.notes):
         run.warn(sentence)
     _check_usable(data, particles, run.config)
     if judgement.contrast < 0:

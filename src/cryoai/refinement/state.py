@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.grouping import split_groups
 from cryoai.run.streams import numpy_stream
 
 
@@ -52,11 +53,9 @@ class RefinementState:
 
 
 def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> RefinementState:
-    """Split the usable particles in two at random; poses are still to be found."""
+    """Split the usable particles in two at random, copies together; poses are still to be found."""
     n = len(data)
-    half = np.full(n, -1)
-    shuffled = numpy_stream(seed, "half-sets").permutation(data.usable_rows)
-    half[shuffled[0::2]], half[shuffled[1::2]] = 0, 1
+    half = split_groups(data.grouping.group, data.usable_rows, numpy_stream(seed, "half-sets"))
     return RefinementState(
         torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
         torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
