@@ -93,12 +93,20 @@ def _particle_rows(path: Path, datadir: Path | None) -> list[tuple[str, str]]:
             "box size",
             "unknown" if box is None else f"{box} px" + (f" ({box * pixel:.0f} Å)" if pixel else ""),
         ),
-        ("pixel size", f"{pixel:.4g} Å" if pixel else "unknown"),
+        ("pixel size", _pixel_size(data)),
         *_optics(data),
         *_ctf(data.ctf),
         *_contents(data),
         *(("note", note) for note in data.notes),
     ]
+
+
+def _pixel_size(data: ParticleSet) -> str:
+    if data.pixel_size:
+        return f"{data.pixel_size:.4g} Å"
+    if len(data.pixel_sizes) < 2:
+        return "unknown"
+    return f"several: {', '.join(f'{size:g}' for size in data.pixel_sizes)} Å"
 
 
 def _stacks(data: ParticleSet) -> str:
