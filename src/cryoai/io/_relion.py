@@ -10,14 +10,13 @@ from jaxtyping import Float, Int
 
 from cryoai.errors import InputError
 from cryoai.io._columns import holds_no_numbers, integer_column, numeric_column, optional_column
+from cryoai.io._image_names import split_image_names
 from cryoai.io._stack_paths import resolve_stacks
 from cryoai.io.stack import StackReader
 from cryoai.types import CtfParameters, ParticleSet, Pose, SourceTable
 
 _SAME_PIXEL_SIZE = 1e-3
 """Relative difference of pixel sizes that is taken for rounding: below a hundredth of a shell in practice."""
-_BEYOND_ANY_STACK = 10**10
-"""Image numbers from here on are mistakes: MRC counts images in 32 bits."""
 _ROWS = 50_000
 """Particles converted at once, where the conversion needs much more memory than its result."""
 _MICROSCOPE_DEFAULTS = {
@@ -72,7 +71,7 @@ def particles_from_table(
     """
     facts = _Facts(source, check_stacks, list(notes))
     names, stack_index, image_index = split_image_names(source)
-    paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks)
+    paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks, notes=facts.notes)
     box_size, header_pixel_size = _stack_facts(facts, paths, stack_index, image_index)
     pixel_sizes = _pixel_sizes(facts, header_pixel_size)
     return ParticleSet(
@@ -90,48 +89,6 @@ def particles_from_table(
         contrast_sign=contrast_sign,
         notes=tuple(facts.notes),
     )
-
-
-def split_image_names(
-    source: SourceTable,
-) -> tuple[list[str], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The distinct stacks of ``rlnImageName`` ("000012@stack.mrcs"), which is whose, and the image from 0.
-
-    Raises
-    ------
-    InputError
-        A name is empty, or its number is not one or beyond any stack.
-    """
-    column = source.particles["rlnImageName"]
-    stack_index, image_index = np.empty((2, len(column)), dtype=np.int64)
-    place: dict[str, int] = {}
-    for start in range(0, len(column), _ROWS):
-        rows = slice(start, start + _ROWS)
-        texts = column.iloc[rows].astype(object).where(column.iloc[rows].notna(), "").astype(str).tolist()
-        parts = [text.partition("@") if "@" in text else ("1", "@", text) for text in texts]
-        numbers = [_image_number(number) if name else 0 for number, _, name in parts]
-        bad = next((row for row, number in enumerate(numbers) if not 1 <= number < _BEYOND_ANY_STACK), None)
-        if bad is not None:
-            reason = "is not of the form 000001@stack.mrcs" if numbers[bad] < 1 else "has a number beyond any stack"
-            why = f"rlnImageName {_shortened(texts[bad])!r} {reason}"
-            raise InputError(why, file=source.path, row=start + bad + 1)
-        stack_index[rows] = [place.setdefault(name, len(place)) for _, _, name in parts]
-        image_index[rows] = np.array(numbers) - 1
-    return list(place), stack_index, image_index
-
-
-def _image_number(text: str) -> int:
-    """The number before the @ of an image name; 0 where it is none."""
-    digits = text.strip()
-    if not (digits.isascii() and digits.isdigit()):
-        return 0
-    digits = digits.lstrip("0")
-    # Python refuses to convert thousands of digits.
-    return int(digits or "0") if len(digits) < len(str(_BEYOND_ANY_STACK)) else _BEYOND_ANY_STACK
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 100 else f"{text[:50]}...{text[-45:]}"
 
 
 def _stack_facts(

@@ -19,8 +19,10 @@ def read_particles(
 ) -> ParticleSet:
     """Read particle metadata: RELION ``.star``, cryoSPARC ``.cs`` or a bare ``.mrcs``/``.mrc`` stack.
 
-    Image stacks are looked for in ``datadir`` (by their whole name, then its last part), in the file's
-    folder, in every folder above it (so a project's root is found), and in the current folder.
+    Image stacks are looked for by their whole name in ``datadir``, in the file's folder, in every folder above
+    it (so a project's root is found), and in the current folder; then by the ends of their name, the longest
+    first, in the same places. ``stack.mrcs.gz`` does where there is no ``stack.mrcs``; only stacks may be
+    compressed.
 
     Parameters
     ----------
@@ -47,6 +49,8 @@ def read_particles(
     path = Path(path)
     folder = None if datadir is None else Path(datadir)
     suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower() + suffix
     if suffix == ".star":
         from cryoai.io.star import read_star
 
@@ -55,13 +59,14 @@ def read_particles(
         from cryoai.io.cryosparc import read_cryosparc
 
         return read_cryosparc(path, datadir=folder, check_stacks=check_stacks)
-    if suffix in (".mrcs", ".mrc"):
+    if suffix.removesuffix(".gz") in (".mrcs", ".mrc"):
         return _read_bare_stack(path)
-    raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=_known_kinds())
-
-
-def _known_kinds() -> str:
-    return f"particles are read from {', '.join(_SUFFIXES)} files"
+    advice = f"particles are read from {', '.join(_SUFFIXES)} files"
+    if suffix in (".star.gz", ".cs.gz"):
+        advice = "decompress it; only image stacks may stay compressed"
+    elif suffix == ".csg":
+        advice = "this is cryoSPARC's list of files; give the .cs file that it names"
+    raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=advice)
 
 
 def _read_bare_stack(path: Path) -> ParticleSet:
