@@ -46,6 +46,7 @@ def particles_from_table(
     *,
     datadir: Path | None,
     check_stacks: bool,
+    pixel_size: float | None = None,
     contrast_sign: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> ParticleSet:
@@ -59,6 +60,8 @@ def particles_from_table(
         Folder of the image stacks.
     check_stacks
         Open every stack's header and refuse what cannot be reconstructed; otherwise tell it in the notes.
+    pixel_size
+        Å, where neither the table nor the stacks say.
     contrast_sign
         +1 where protein is bright in the stacks, -1 where it is dark, None where the file does not say.
     notes
@@ -74,6 +77,9 @@ def particles_from_table(
     paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks, notes=facts.notes)
     box_size, header_pixel_size = _stack_facts(facts, paths, stack_index, image_index)
     pixel_sizes = _pixel_sizes(facts, header_pixel_size)
+    if pixel_sizes is None and pixel_size is not None:
+        facts.notes = [note for note in facts.notes if note != "Pixel size: unknown"]
+        pixel_sizes = np.broadcast_to(float(pixel_size), (len(source.particles),))
     return ParticleSet(
         stack_paths=paths,
         stack_index=stack_index,
@@ -279,7 +285,7 @@ def _origin(facts: _Facts, axis: str, pixel_sizes: np.ndarray | None) -> Float[n
     if f"rlnOrigin{axis}" not in table:
         return np.zeros(len(table))
     if pixel_sizes is None:
-        facts.refuse("its origins are in pixels and the pixel size is unknown", "add the pixel size")
+        facts.refuse("its origins are in pixels and the pixel size is unknown", "give --pixel-size (Å)")
         return np.zeros(len(table))
     return numeric_column(table, f"rlnOrigin{axis}", file) * pixel_sizes
 

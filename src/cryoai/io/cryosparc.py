@@ -32,7 +32,13 @@ _OPTICS_COLUMNS = {
 }
 
 
-def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_cryosparc(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a cryoSPARC ``.cs`` file, with or without poses.
 
     What the file lacks of images, CTF and poses is taken from its job's passthrough file, if that lies beside
@@ -46,6 +52,8 @@ def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stack
         Folder of the image stacks (or the cryoSPARC project), where the file does not lie inside it.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, where neither the file nor the stacks say.
 
     Raises
     ------
@@ -60,7 +68,12 @@ def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stack
     sign = _contrast_sign(rows)
     source = SourceTable("cryosparc", path, table, optics)
     return particles_from_table(
-        source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=tuple(rows.notes)
+        source,
+        datadir=datadir,
+        check_stacks=check_stacks,
+        pixel_size=pixel_size,
+        contrast_sign=sign,
+        notes=tuple(rows.notes),
     )
 
 

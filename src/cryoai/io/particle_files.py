@@ -15,7 +15,11 @@ _SUFFIXES = (".star", ".cs", ".mrcs", ".mrc")
 
 
 def read_particles(
-    path: str | Path, *, datadir: str | Path | None = None, check_stacks: bool = True
+    path: str | Path,
+    *,
+    datadir: str | Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
 ) -> ParticleSet:
     """Read particle metadata: RELION ``.star``, cryoSPARC ``.cs`` or a bare ``.mrcs``/``.mrc`` stack.
 
@@ -33,6 +37,8 @@ def read_particles(
     check_stacks
         Open the header of every stack, and refuse particles that cannot be reconstructed together. With False
         missing stacks keep their name as written, and such problems become notes (for ``cryoai info``).
+    pixel_size
+        Å, of the images where neither the file nor the stacks say: RELION 3.0's origins are in px.
 
     Returns
     -------
@@ -54,13 +60,13 @@ def read_particles(
     if suffix == ".star":
         from cryoai.io.star import read_star
 
-        return read_star(path, datadir=folder, check_stacks=check_stacks)
+        return read_star(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix == ".cs":
         from cryoai.io.cryosparc import read_cryosparc
 
-        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks)
+        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix.removesuffix(".gz") in (".mrcs", ".mrc"):
-        return _read_bare_stack(path)
+        return _read_bare_stack(path, pixel_size)
     advice = f"particles are read from {', '.join(_SUFFIXES)} files"
     if suffix in (".star.gz", ".cs.gz"):
         advice = "decompress it; only image stacks may stay compressed"
@@ -69,19 +75,21 @@ def read_particles(
     raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=advice)
 
 
-def _read_bare_stack(path: Path) -> ParticleSet:
+def _read_bare_stack(path: Path, pixel_size: float | None) -> ParticleSet:
     reader = StackReader(path)
     count = len(reader)
     table = pd.DataFrame({"rlnImageName": [f"{number:06d}@{path}" for number in range(1, count + 1)]})
     notes = ["CTF: absent, the images are taken as already corrected"]
-    if reader.pixel_size is None:
+    pixel_size = reader.pixel_size or pixel_size
+    if pixel_size is None:
         notes.append("Pixel size: unknown")
     return ParticleSet(
         stack_paths=(path.resolve(),),
         stack_index=np.zeros(count, dtype=np.int64),
         image_index=np.arange(count, dtype=np.int64),
         box_size=reader.box_size,
-        pixel_size=reader.pixel_size,
+        pixel_size=pixel_size,
+        pixel_sizes=() if pixel_size is None else (pixel_size,),
         ctf=None,
         pose=None,
         source=SourceTable("stack", path, table),

@@ -27,7 +27,13 @@ _POSE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst"
 _OLD_COLUMNS = ("rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize")
 
 
-def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_star(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a RELION 3.0, 3.1, 4 or 5 STAR file.
 
     Parameters
@@ -38,6 +44,8 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         Folder of the image stacks, where the file's own names do not lead to them.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, where neither the file nor the stacks say.
 
     Raises
     ------
@@ -52,7 +60,9 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         if check_stacks:
             raise InputError(why, file=path, advice="give a single-particle STAR file")
         notes = (f"The file {why}: each row names a whole stack",)
-    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, notes=notes)
+    return particles_from_table(
+        source, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size, notes=notes
+    )
 
 
 def write_particles_star(
