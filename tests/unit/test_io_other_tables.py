@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import gzip
+
+import numpy as np
 import pytest
 
 from cryoai.cli.info import info
 from cryoai.errors import InputError
-from cryoai.io import read_particles
+from cryoai.io import StackWriter, read_particles
 
 
 def star(path, *blocks):
@@ -61,6 +64,20 @@ def test_suffixes_of_other_files(tmp_path, name, why):
 def test_compressed_stacks_are_of_a_known_kind(tmp_path, name):
     with pytest.raises(InputError, match="no such file"):
         read_particles(tmp_path / name)
+
+
+def test_a_compressed_stack_is_not_taken_for_a_map(tmp_path, capsys):
+    with StackWriter(tmp_path / "a.mrc", 3, 8, 2.0) as writer:
+        writer.write(np.zeros((3, 8, 8), np.float32))
+    (tmp_path / "b.mrc.gz").write_bytes(gzip.compress((tmp_path / "a.mrc").read_bytes()))
+    try:
+        info(tmp_path / "b.mrc.gz")
+        assert "image stack" in capsys.readouterr().out
+    except InputError as error:
+        assert error.why == "is compressed"
+    (tmp_path / "c.mrc.gz").write_bytes((tmp_path / "b.mrc.gz").read_bytes()[:30])
+    with pytest.raises(InputError, match="damaged compressed"):
+        info(tmp_path / "c.mrc.gz")
 
 
 def pixel_sizes(tmp_path, *sizes):

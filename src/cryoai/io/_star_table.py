@@ -106,8 +106,8 @@ def _pieces(path: Path) -> Iterator[_Piece]:
         words = split_words(line)
         if not words:
             continue
-        # Quotes are gone from the words; only what is bare in the line is a keyword.
-        bare = line.split(maxsplit=1)[0]
+        # Quotes are gone from the words; only what is bare in the line is a keyword or a label.
+        bare = words[0] if line.lstrip(" \t\r\f\v").startswith(words[0]) else ""
         # Micrographs of a folder data_2024/ begin like a block, but other words follow.
         if len(words) == 1 and bare.startswith("data_"):
             if piece is not None:
@@ -117,7 +117,7 @@ def _pieces(path: Path) -> Iterator[_Piece]:
             continue
         elif len(words) == 1 and bare == "loop_" and not in_rows:
             in_loop = True
-        elif bare[0] == "_" and not in_rows:
+        elif bare.startswith("_") and not in_rows:
             if piece.rows or not in_loop:
                 _add_single_value(piece, words, path)
             else:

@@ -13,8 +13,8 @@ from cryoai.errors import InputError
 
 _WORD = re.compile(
     r"""
-    "(?P<double>(?:[^"]|"(?![\s]|$))*)"(?=\s|$)
-    | '(?P<single>(?:[^']|'(?![\s]|$))*)'(?=\s|$)
+    "(?P<double>(?:[^"]|"(?!\s|$))*)"(?=\s|$)
+    | '(?P<single>(?:[^']|'(?!\s|$))*)'(?=\s|$)
     | (?P<comment>\#.*)
     | (?P<plain>\S+)
     """,
@@ -22,7 +22,7 @@ _WORD = re.compile(
     re.VERBOSE | re.ASCII,
 )
 _RESERVED = ("data_", "loop_", "save_", "stop_", "global_")
-_UNWRITABLE = re.compile(r"[\0-\x08\n-\x1f]")
+_UNWRITABLE = re.compile(r"[\0\n\r\x1f]")
 NEEDS_QUOTES = rf"^$|^[#\"'_;]|^(?:{'|'.join(_RESERVED)})|[\0-\x20]"
 """Regular expression of the words that can't be written as they are."""
 
@@ -55,7 +55,7 @@ def quote_word(word: str) -> str:
         return word
     if not _UNWRITABLE.search(word):
         for quote in "\"'":
-            if not re.search(rf"{quote}[\t ]", word) and not word.endswith(quote):
+            if not re.search(rf"{quote}\s", word, re.ASCII):
                 return f"{quote}{word}{quote}"
     raise InputError(
         f"{word!r} cannot be written in a STAR file", advice="rename the file or the folder it comes from"

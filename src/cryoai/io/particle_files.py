@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cryoai.errors import InputError
+from cryoai.io._star_words import quote_word
 from cryoai.io.stack import StackReader
 from cryoai.types import ParticleSet, SourceTable
 
@@ -50,21 +51,30 @@ def read_particles(
     InputError
         The file is missing, of an unknown kind or unreadable; has no particles; a number is not one (names
         the row); and with ``check_stacks``: a stack is missing, truncated or shorter than the file says
-        (names the row), or the particles have several box or pixel sizes.
+        (names the row), the particles have several box or pixel sizes, or a stack's path could not be written
+        in a STAR file.
     """
     path = Path(path)
-    folder = None if datadir is None else Path(datadir)
+    particles = _read(path, None if datadir is None else Path(datadir), check_stacks, pixel_size)
+    if check_stacks:
+        for stack in particles.stack_paths:
+            # Better now than when the result is written.
+            quote_word(str(stack))
+    return particles
+
+
+def _read(path: Path, datadir: Path | None, check_stacks: bool, pixel_size: float | None) -> ParticleSet:
     suffix = path.suffix.lower()
     if suffix == ".gz":
         suffix = Path(path.stem).suffix.lower() + suffix
     if suffix == ".star":
         from cryoai.io.star import read_star
 
-        return read_star(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
+        return read_star(path, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix == ".cs":
         from cryoai.io.cryosparc import read_cryosparc
 
-        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
+        return read_cryosparc(path, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix.removesuffix(".gz") in (".mrcs", ".mrc"):
         return _read_bare_stack(path, pixel_size)
     advice = f"particles are read from {', '.join(_SUFFIXES)} files"
