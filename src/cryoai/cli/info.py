@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from cryoai.types import CtfParameters, ParticleSet
 
 _FORMATS = {"relion": "RELION STAR", "cryosparc": "cryoSPARC .cs", "stack": "image stack (MRC)"}
-_MAP_SUFFIXES = (".map", ".ccp4")
 
 
 def info(particles: Path, *, datadir: Path | None = None) -> None:
@@ -28,7 +27,9 @@ def info(particles: Path, *, datadir: Path | None = None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    rows = _map_rows(particles) if _is_map(particles) else _particle_rows(particles, datadir)
+    from cryoai.io._mrc_header import is_map_file
+
+    rows = _map_rows(particles) if is_map_file(particles) else _particle_rows(particles, datadir)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -38,18 +39,6 @@ def info(particles: Path, *, datadir: Path | None = None) -> None:
     console = Console()
     console.print(str(particles), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-
-
-def _is_map(path: Path) -> bool:
-    name = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if name != path.name.lower() or name.endswith(_MAP_SUFFIXES):
-        return name.endswith((".mrc", *_MAP_SUFFIXES))
-    if not name.endswith(".mrc"):
-        return False
-    from cryoai.io._mrc_header import open_mrc, read_header
-
-    with open_mrc(path) as stream:
-        return read_header(stream, path).is_map
 
 
 def _map_rows(path: Path) -> list[tuple[str, str]]:
