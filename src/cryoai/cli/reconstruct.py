@@ -120,8 +120,7 @@ def print_result(result: ReconstructionResult) -> None:
     used = state.used
     table = Table(show_header=False, box=None, padding=(0, 2))
     masked = result.fsc.masked.resolution_angstrom(0.143)
-    at_limit = result.resolution <= 2.0001 * result.voxel_size
-    table.add_row("resolution", f"{result.resolution:.2f} Å" + (" (Nyquist)" if at_limit else ""))
+    table.add_row("resolution", f"{result.resolution:.2f} Å" + (" (Nyquist)" if result.at_nyquist else ""))
     table.add_row("", f"half-map FSC 0.143, corrected for the mask; {masked:.2f} Å uncorrected")
     table.add_row("particles", f"{len(used):,} of {len(result.particles):,} used")
     if not result.config.known_poses:

@@ -32,7 +32,13 @@ _OPTICS_COLUMNS = {
 }
 
 
-def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_cryosparc(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a cryoSPARC ``.cs`` file, with or without poses.
 
     Parameters
@@ -43,6 +49,8 @@ def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stack
         Folder of the image stacks (or the cryoSPARC project), where the file does not lie inside it.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, in place of what the file and its stacks say.
 
     Raises
     ------

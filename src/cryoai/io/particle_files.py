@@ -8,14 +8,22 @@ import numpy as np
 import pandas as pd
 
 from cryoai.errors import InputError
-from cryoai.io.stack import StackReader
+from cryoai.io._compressed import plain_suffix
+from cryoai.io._findings import Finding
+from cryoai.io._plausible import check_pixel_size
+from cryoai.io._sampling import settle_headers
+from cryoai.io.stack import StackReader, describe_map
 from cryoai.types import ParticleSet, SourceTable
 
 _SUFFIXES = (".star", ".cs", ".mrcs", ".mrc")
 
 
 def read_particles(
-    path: str | Path, *, datadir: str | Path | None = None, check_stacks: bool = True
+    path: str | Path,
+    *,
+    datadir: str | Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
 ) -> ParticleSet:
     """Read particle metadata: RELION ``.star``, cryoSPARC ``.cs`` or a bare ``.mrcs``/``.mrc`` stack.
 
@@ -31,6 +39,8 @@ def read_particles(
     check_stacks
         Open the header of every stack, and refuse particles that cannot be reconstructed together. With False
         missing stacks keep their name as written, and such problems become notes (for ``cryoai info``).
+    pixel_size
+        Å, in place of what the file and its stacks say; settles what they contradict each other in.
 
     Returns
     -------
@@ -41,8 +51,9 @@ def read_particles(
     ------
     InputError
         The file is missing, of an unknown kind or unreadable; has no particles; a number is not one (names
-        the row); and with ``check_stacks``: a stack is missing, truncated or shorter than the file says
-        (names the row), or the particles have several box or pixel sizes.
+        the row); and with ``check_stacks``: a stack is missing, truncated, a density map or shorter than the
+        file says (names the row), the particles have several box or pixel sizes or others than their stacks,
+        or a value cannot be meant in its unit.
     """
     path = Path(path)
     folder = None if datadir is None else Path(datadir)
@@ -50,13 +61,13 @@ def read_particles(
     if suffix == ".star":
         from cryoai.io.star import read_star
 
-        return read_star(path, datadir=folder, check_stacks=check_stacks)
+        return read_star(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix == ".cs":
         from cryoai.io.cryosparc import read_cryosparc
 
-        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks)
-    if suffix in (".mrcs", ".mrc"):
-        return _read_bare_stack(path)
+        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks, pixel_size=pixel_size)
+    if plain_suffix(path) in (".mrcs", ".mrc", ".map", ".ccp4"):
+        return _read_bare_stack(path, check_stacks, pixel_size)
     raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=_known_kinds())
 
 
@@ -64,21 +75,32 @@ def _known_kinds() -> str:
     return f"particles are read from {', '.join(_SUFFIXES)} files"
 
 
-def _read_bare_stack(path: Path) -> ParticleSet:
+def _read_bare_stack(path: Path, check_stacks: bool, given: float | None) -> ParticleSet:
     reader = StackReader(path)
     count = len(reader)
+    if reader.is_map:
+        raise _refusal(describe_map(reader), path)
     table = pd.DataFrame({"rlnImageName": [f"{number:06d}@{path}" for number in range(1, count + 1)]})
     notes = ["CTF: absent, the images are taken as already corrected"]
-    if reader.pixel_size is None:
-        notes.append("Pixel size: unknown")
+    if reader.is_volume:
+        notes.append("The header calls the file a volume; its sections are taken as images")
+    pixel_size, findings = settle_headers([reader]) if given is None else (given, check_pixel_size(given))
+    for finding in findings:
+        if finding.stops and check_stacks:
+            raise _refusal(finding, path)
+        notes.append(finding.as_note())
     return ParticleSet(
         stack_paths=(path.resolve(),),
         stack_index=np.zeros(count, dtype=np.int64),
         image_index=np.arange(count, dtype=np.int64),
         box_size=reader.box_size,
-        pixel_size=reader.pixel_size,
+        pixel_size=pixel_size,
         ctf=None,
         pose=None,
         source=SourceTable("stack", path, table),
         notes=tuple(notes),
     )
+
+
+def _refusal(finding: Finding, path: Path) -> InputError:
+    return InputError(finding.why, file=path, advice=finding.advice)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 
 from cryoai.errors import CryoAIError, InputError
 from cryoai.io._compressed import UnpackedFile, bytes_at_most, is_compressed, open_plain
+from cryoai.io._findings import Finding
 from cryoai.io._mrc_header import looks_like_map, read_header
 from cryoai.io.atomic import atomic_path
 
@@ -126,6 +127,16 @@ class StackReader:
         if len(raw) < wanted:
             raise InputError("became shorter while it was being read", file=self.path)
         images[places] = raw.reshape(-1, self.box_size, self.box_size)[indices[places] - first]
+
+
+def describe_map(reader: StackReader) -> Finding:
+    """What is wrong with a density map that was given as a stack."""
+    return Finding(
+        f"{reader.path.name} is a density map of {reader.box_size} x {reader.box_size} x {len(reader)} voxels, "
+        "not a stack of images",
+        "give particle images; if it does hold images, name it .mrcs",
+        stops=True,
+    )
 
 
 class StackWriter:

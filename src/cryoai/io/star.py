@@ -6,6 +6,7 @@ import csv
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 
@@ -15,10 +16,10 @@ from jaxtyping import Float, Int
 
 from cryoai.errors import InputError
 from cryoai.io._columns import optics_rows
-from cryoai.io._relion import particles_from_table
+from cryoai.io._relion import MICROSCOPE_COLUMNS, particles_from_table
 from cryoai.io._star_table import read_star_table
 from cryoai.io.atomic import atomic_path
-from cryoai.types import ParticleSet, Pose
+from cryoai.types import Microscope, ParticleSet, Pose
 
 _CHUNK = 50_000
 """Rows formatted at once; bounds the memory of writing a large table."""
@@ -27,7 +28,13 @@ _POSE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst"
 _OLD_COLUMNS = ("rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize")
 
 
-def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_star(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a RELION 3.0, 3.1, 4 or 5 STAR file.
 
     Parameters
@@ -38,6 +45,8 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         Folder of the image stacks, where the file's own names do not lead to them.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, in place of what the file and its stacks say.
 
     Raises
     ------
@@ -52,7 +61,9 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         if check_stacks:
             raise InputError(why, file=path, advice="give a single-particle STAR file")
         notes = (f"The file {why}: each row names a whole stack",)
-    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, notes=notes)
+    return particles_from_table(
+        source, datadir=datadir, check_stacks=check_stacks, notes=notes, pixel_size=pixel_size
+    )
 
 
 def write_particles_star(
@@ -215,8 +226,7 @@ def _optics_for_writing(particles: ParticleSet, table: pd.DataFrame) -> tuple[pd
     if "rlnOpticsGroupName" not in optics:
         optics["rlnOpticsGroupName"] = [f"opticsGroup{number}" for number in optics["rlnOpticsGroup"]]
     # RELION demands a microscope even of particles without a CTF, so they get a common one.
-    defaults = {"rlnVoltage": 300.0, "rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}
-    for name, value in defaults.items():
+    for name, value in zip(MICROSCOPE_COLUMNS, astuple(Microscope()), strict=True):
         if name not in optics:
             optics[name] = _first_of_each_group(table, optics, name, value)
     if "rlnImagePixelSize" not in optics or len(optics) == 1:
@@ -234,7 +244,7 @@ def _make_optics(particles: ParticleSet) -> tuple[pd.DataFrame, Int[np.ndarray, 
         return pd.DataFrame({"rlnOpticsGroup": [1]}), np.ones(len(particles), dtype=np.int64)
     microscope = np.stack([ctf.voltage_kv, ctf.spherical_aberration_mm, ctf.amplitude_contrast], axis=-1)
     distinct, group = np.unique(microscope, axis=0, return_inverse=True)
-    optics = pd.DataFrame(distinct, columns=["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"])
+    optics = pd.DataFrame(distinct, columns=list(MICROSCOPE_COLUMNS))
     optics.insert(0, "rlnOpticsGroup", np.arange(1, len(optics) + 1))
     return optics, np.asarray(group).reshape(-1).astype(np.int64) + 1
 

@@ -99,7 +99,7 @@ def reconstruct(
     check_method(config)
     check_processes(config)
     if not isinstance(particles, ParticleSet):
-        particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+        particles = read_particles(particles, datadir=datadir, pixel_size=config.pixel_size)
     for note in particles.notes:
         progress.say(note)
     particles = check_particles(particles, config)

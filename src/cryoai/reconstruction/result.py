@@ -20,6 +20,9 @@ from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
 
+_NYQUIST_TOLERANCE = 1.0001
+"""A crossing this close to two voxels is the end of the curve, not of the data."""
+
 
 @dataclass(frozen=True, eq=False)
 class ReconstructionResult:
@@ -76,6 +79,11 @@ class ReconstructionResult:
     def resolution(self) -> float:
         """Å, where the corrected half-map FSC falls below 0.143."""
         return self.fsc.corrected.resolution_angstrom(0.143)
+
+    @property
+    def at_nyquist(self) -> bool:
+        """Whether the voxel size, rather than the particles, limits the resolution."""
+        return self.resolution <= 2 * _NYQUIST_TOLERANCE * self.voxel_size
 
 
 def mirror_result(result: ReconstructionResult) -> ReconstructionResult:

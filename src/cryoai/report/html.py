@@ -33,8 +33,6 @@ from cryoai.report.surface import choose_level
 if TYPE_CHECKING:
     from cryoai.reconstruction.result import ReconstructionResult
 
-# A crossing this close to two voxels is the end of the curve, not of the data.
-_NYQUIST_TOLERANCE = 1.0001
 _CONFIDENT = 0.5
 _HAND_UNKNOWN = (
     "The hand is not known: images of untilted specimens cannot tell a map from its mirror image. "
@@ -78,10 +76,9 @@ def make_html(result: ReconstructionResult) -> str:
 def _headline(result: ReconstructionResult) -> dict[str, Any]:
     used, total = len(result.state.used), len(result.particles)
     box = result.fsc.corrected.box_size
-    at_nyquist = result.resolution <= 2 * _NYQUIST_TOLERANCE * result.voxel_size
     cropped = (result.particles.box_size or box) > box
-    note = "at Nyquist: the voxel size limits it" if at_nyquist else ""
-    note += "; a larger --box-size may show more" if at_nyquist and cropped else ""
+    note = "at Nyquist: the voxel size limits it" if result.at_nyquist else ""
+    note += "; a larger --box-size may show more" if result.at_nyquist and cropped else ""
     facts = [
         _Fact("Particles used", f"{used:,}", f"of {total:,}"),
         _Fact("Box", f"{box} px", f"{box * result.voxel_size:.0f} Å"),
