@@ -10,7 +10,7 @@ import threading
 import weakref
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from io import BufferedIOBase
 from pathlib import Path
 from typing import IO, ClassVar
@@ -124,32 +124,38 @@ class UnpackedFile:
             yield self._file
 
     def _unpack(self) -> IO[bytes]:
-        file = tempfile.TemporaryFile()
-        try:
+        with ExitStack() as stack:
+            with self._name_lack_of_room():
+                file = stack.enter_context(tempfile.TemporaryFile())
             self._copy_to(file)
-        except BaseException:
-            file.close()
-            raise
+            with self._name_lack_of_room():
+                file.flush()
+            stack.pop_all()
         return file
 
+    @contextmanager
+    def _name_lack_of_room(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise CryoAIError(
+                f"{self.path}: cannot be unpacked ({error.strerror}): it needs {self.length / 2**30:.2g} GiB of "
+                "temporary files; set TMPDIR to a larger folder, or decompress it before use"
+            ) from error
+
     def _copy_to(self, file: IO[bytes]) -> None:
-        missing = self.length
+        done = 0
         with open_plain(self.path) as stream:
-            # The byte beyond what is needed makes a damaged end show.
-            while block := stream.read(min(_BLOCK, missing + 1)):
-                try:
-                    file.write(block[:missing])
-                except OSError as error:
-                    raise CryoAIError(
-                        f"{self.path}: cannot be unpacked to {tempfile.gettempdir()} ({error.strerror}); "
-                        f"it needs {self.length / 2**30:.2g} GiB there, set TMPDIR to a larger folder"
-                    ) from error
-                missing -= len(block)
-                if missing < 0:
-                    return
-        if missing > 0:
+            # To the end, whose checksum shows whether what was read is right.
+            while block := stream.read(_BLOCK):
+                with self._name_lack_of_room():
+                    file.write(block[: max(0, self.length - done)])
+                done += len(block)
+                if done > 2 * self.length + _BLOCK:
+                    raise InputError("holds far more than its header says", file=self.path)
+        if done < self.length:
             raise InputError(
-                f"is truncated: its header promises {self.length} bytes, {self.length - missing} are there",
+                f"is truncated: its header promises {self.length} bytes, {done} are there",
                 file=self.path,
                 advice="copy it again",
             )
