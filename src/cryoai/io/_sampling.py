@@ -225,7 +225,6 @@ def _compare_with_headers(stated: _Stated, source: SourceTable, readers: Sequenc
     size = _header_size([odd])
     ratio = 1.0 if size is None or stated.median <= 0 else max(size / stated.median, stated.median / size)
     if ratio < _RESCALED or _is_oblong(odd) or _boxes(source) is not None:
-        return [Finding(f"Pixel size: {why}; the first is taken")]
-    return [
-        Finding(why, f"give --pixel-size {size:.4g}, or {stated.median:.4g} if the header is wrong", stops=True)
-    ]
+        return [Finding(f"{why}; the first is taken")]
+    advice = f"give --pixel-size {size:.4g}, or --pixel-size {stated.median:.4g} if the header is wrong"
+    return [Finding(why, advice, stops=True)]

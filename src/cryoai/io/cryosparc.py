@@ -63,7 +63,9 @@ def read_cryosparc(
     table["rlnOpticsGroup"], optics = _optics(rows)
     sign, notes = _contrast_sign(rows)
     source = SourceTable("cryosparc", path, table, optics)
-    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=notes)
+    return particles_from_table(
+        source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=notes, pixel_size=pixel_size
+    )
 
 
 def _load(path: Path) -> np.ndarray:
