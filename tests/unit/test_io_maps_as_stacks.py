@@ -169,3 +169,8 @@ def test_stack_of_volumes(tmp_path, name):
 def test_maps_are_still_read_as_maps(tmp_path):
     np.testing.assert_array_equal(read_map(make_map(tmp_path / "a.mrc")).density, density())
     np.testing.assert_array_equal(read_map(make_relion_map(tmp_path / "b.mrc")).density, density())
+
+
+def test_info_of_a_map_with_enormous_values(tmp_path, capsys):
+    write_map(Map(1e30 * density(), 2.0), tmp_path / "a.mrc")
+    assert f"σ {1e30 * density().std():.4g}" in shown_by_info(tmp_path / "a.mrc", capsys)

@@ -38,7 +38,7 @@ def write_stack(path, images, suffix=""):
 
 def change(path, **words):
     """Overwrite words of a header: nx=0, ny=1, nz=2, nsymbt=23."""
-    places = {"nx": 0, "ny": 4, "nz": 8, "nsymbt": 92}
+    places = {"nx": 0, "ny": 4, "nz": 8, "mode": 12, "nsymbt": 92}
     raw = bytearray(path.read_bytes())
     for name, value in words.items():
         raw[places[name] : places[name] + 4] = struct.pack("<i", value)
@@ -153,14 +153,21 @@ def test_no_room_to_unpack(tmp_path, monkeypatch):
         StackReader(packed).read(np.array([0]))
 
 
-HUGE = [{"nz": 2**31 - 1}, {"nx": 2**19, "ny": 2**19, "nz": 2**19}, {"nsymbt": 2**31 - 1}, {"nz": 10**6}]
+HUGE = [
+    {"nz": 2**31 - 1},
+    {"nx": 2**19, "ny": 2**19, "nz": 2**19},
+    {"nx": 2**19, "ny": 2**19, "nz": 2**31 - 1},
+    {"nsymbt": 2**31 - 1},
+    {"nz": 10**6},
+]
 
 
 @pytest.mark.parametrize("compressed", [False, True])
+@pytest.mark.parametrize("mode", [0, 2])
 @pytest.mark.parametrize("read", [StackReader, read_map])
 @pytest.mark.parametrize("words", HUGE, ids=str)
-def test_a_header_that_promises_too_much_costs_no_memory(tmp_path, words, read, compressed):
-    path = change(write_stack(tmp_path / "a.mrc", numbers(8, 8)), **words)
+def test_a_header_that_promises_too_much_costs_no_memory(tmp_path, words, read, mode, compressed):
+    path = change(write_stack(tmp_path / "a.mrc", numbers(8, 8)), mode=mode, **words)
     if compressed:
         path.write_bytes(gzip.compress(path.read_bytes()))
     tracemalloc.start()

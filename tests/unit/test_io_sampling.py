@@ -251,6 +251,12 @@ def test_stated_size_that_is_unusual_is_noted(tmp_path, size):
         assert particles.pixel_size == size and any(f"{size:g} Å is unusual" in n for n in particles.notes)
 
 
+@pytest.mark.parametrize("given", [0.0, -2.0, np.nan, np.inf])
+def test_given_size_that_is_none(tmp_path, given):
+    with pytest.raises(InputError, match="must be a length in Å"):
+        read_particles(make_stack(tmp_path / "a.mrcs"), pixel_size=given)
+
+
 def test_header_with_oblong_pixels(tmp_path):
     stack = set_header(make_stack(tmp_path / "a.mrcs", box=128, pixel_size=2), cell=(256, 384))
     for path in (write_star(tmp_path / "p.star"), stack):

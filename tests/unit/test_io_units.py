@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple, replace
+
 import numpy as np
 import pandas as pd
 import pytest
 import starfile
 
 from cryoai import InputError
-from cryoai.io import StackWriter, read_particles
+from cryoai.io import StackWriter, read_particles, write_particles_star
+from cryoai.particles.simulate import SimulationSettings, draw_ctf
+from cryoai.particles.write_simulation import make_optics_table
+from cryoai.types import Microscope, Pose
 
 COUNT = 30
 
@@ -160,3 +165,18 @@ def test_followed_advice_is_accepted(folder):
     values = {"rlnVoltage": 0.3 * 1e3, "rlnSphericalAberration": 2.7e7 * 1e-7}
     values |= {"rlnAmplitudeContrast": 10 / 100, "rlnDefocusU": 1.5 * 10_000, "rlnDefocusV": 1.4 * 10_000}
     assert read_particles(write(folder, "relion 3.1", **values)).notes == ()
+
+
+def test_one_microscope_is_assumed_by_reading_writing_and_simulating(folder):
+    assumed = Microscope()
+    values = {"rlnImageName": ["1@a.mrcs"], "rlnDefocusU": [15_000.0], "rlnPixelSize": [2.0]}
+    starfile.write(pd.DataFrame(values), folder / "p.star")
+    particles = read_particles(folder / "p.star")
+    write_particles_star(folder / "out.star", replace(particles, ctf=None), Pose(np.eye(3)[None], np.zeros((1, 2))))
+    written = starfile.read(folder / "out.star")["optics"]
+    for ctf in (particles.ctf, draw_ctf(1, np.random.default_rng(0))):
+        assert astuple(assumed) == tuple(float(getattr(ctf, name)[0]) for name in vars(assumed))
+    assert astuple(assumed) == tuple(written[list(OPTICS)].iloc[0])
+    simulated = make_optics_table(SimulationSettings(n_particles=1, use_ctf=False), 8, 2.0)
+    assert astuple(assumed) == tuple(simulated[list(OPTICS)].iloc[0])
+    assert f"Voltage: assumed {assumed.voltage_kv:g} kV" in particles.notes

@@ -63,7 +63,8 @@ def _map_rows(path: Path) -> list[tuple[str, str]]:
         ("voxel size", voxel_size),
         (
             "density",
-            f"{density.min():.4g} to {density.max():.4g}, mean {density.mean():.4g}, σ {density.std():.4g}",
+            f"{density.min():.4g} to {density.max():.4g}, mean {density.mean(dtype=np.float64):.4g}, "
+            f"σ {density.std(dtype=np.float64):.4g}",
         ),
         *notes,
     ]

@@ -11,7 +11,7 @@ import mrcfile.dtypes
 import numpy as np
 
 from cryoai.errors import InputError
-from cryoai.io._compressed import open_plain, plain_suffix
+from cryoai.io._compressed import bytes_at_most, open_plain, plain_suffix
 from cryoai.io._mrc_bytes import header_says_signed, looks_signed
 
 HEADER_BYTES = 1024
@@ -130,7 +130,8 @@ def read_header(stream: BufferedIOBase, path: Path) -> MrcHeader:
 def _is_signed(stream: BufferedIOBase, raw: bytes, order: _ByteOrder, header: MrcHeader, path: Path) -> bool:
     """Whether mode 0 means signed bytes in this file; may move the stream."""
     signed = header_says_signed(raw, order)
-    if signed is None:
+    if signed is None and header.length <= bytes_at_most(path):
+        # The middle: the outer sections of a map are empty.
         stream.seek(header.offset + header.shape[0] // 2 * header.section_bytes)
         sample = stream.read(min(header.section_bytes, _BYTES_SAMPLE))
         signed = looks_signed(np.frombuffer(sample, np.uint8))

@@ -56,6 +56,8 @@ def read_particles(
         or a value cannot be meant in its unit.
     """
     path = Path(path)
+    if pixel_size is not None and not 0 < pixel_size < float("inf"):
+        raise InputError(f"the pixel size must be a length in Å, not {pixel_size:g}")
     folder = None if datadir is None else Path(datadir)
     suffix = path.suffix.lower()
     if suffix == ".star":
