@@ -11,7 +11,7 @@ import weakref
 import zlib
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from io import BufferedIOBase
+from io import BufferedIOBase, BufferedReader
 from pathlib import Path
 from typing import IO, ClassVar
 
@@ -33,16 +33,9 @@ def plain_suffix(path: Path) -> str:
     return Path(name).suffix
 
 
-def is_compressed(path: str | Path) -> bool:
-    """Whether a file begins as gzip's or bzip2's do.
-
-    Raises
-    ------
-    InputError
-        The file is missing, a folder, or may not be read.
-    """
-    with _open(path) as stream:
-        return stream.read(2) in _MAGIC
+def is_compressed(stream: BufferedIOBase) -> bool:
+    """Whether what `open_plain` gave is decompressed on the way."""
+    return isinstance(stream, gzip.GzipFile | bz2.BZ2File)
 
 
 @contextmanager
@@ -54,7 +47,7 @@ def open_plain(path: str | Path) -> Iterator[BufferedIOBase]:
     InputError
         The file is missing, a folder, may not be read, or is damaged (also from within the block).
     """
-    with _open(path) as raw:
+    with open_file(path) as raw:
         opener = _MAGIC.get(raw.read(2))
         raw.seek(0)
         if opener is None:
@@ -69,7 +62,14 @@ def open_plain(path: str | Path) -> Iterator[BufferedIOBase]:
             raise InputError("is a damaged compressed file", file=path, advice="copy it again") from error
 
 
-def _open(path: str | Path) -> BufferedIOBase:
+def open_file(path: str | Path) -> BufferedReader:
+    """Open a file for reading, with a sentence for the user when that fails.
+
+    Raises
+    ------
+    InputError
+        The file is missing, a folder, or may not be read.
+    """
     try:
         return open(path, "rb")
     except FileNotFoundError as error:
@@ -78,9 +78,9 @@ def _open(path: str | Path) -> BufferedIOBase:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from error
 
 
-def bytes_at_most(path: str | Path) -> int:
+def bytes_at_most(stream: BufferedIOBase) -> int:
     """Bytes of a file's contents: exactly of a plain file, the most there can be of a compressed one."""
-    return os.stat(path).st_size * (_LARGEST_RATIO if is_compressed(path) else 1)
+    return os.fstat(stream.fileno()).st_size * (_LARGEST_RATIO if is_compressed(stream) else 1)
 
 
 class UnpackedFile:

@@ -130,7 +130,7 @@ def read_header(stream: BufferedIOBase, path: Path) -> MrcHeader:
 def _is_signed(stream: BufferedIOBase, raw: bytes, order: _ByteOrder, header: MrcHeader, path: Path) -> bool:
     """Whether mode 0 means signed bytes in this file; may move the stream."""
     signed = header_says_signed(raw, order)
-    if signed is None and header.length <= bytes_at_most(path):
+    if signed is None and header.length <= bytes_at_most(stream):
         # The middle: the outer sections of a map are empty.
         stream.seek(header.offset + header.shape[0] // 2 * header.section_bytes)
         sample = stream.read(min(header.section_bytes, _BYTES_SAMPLE))

@@ -49,7 +49,7 @@ def read_map(path: str | Path, *, voxel_size: float | None = None) -> Map:
         if len(set(header.shape)) != 1 or header.shape[0] < 2:
             sizes = " x ".join(str(header.shape[header.axes.index(axis)]) for axis in (1, 2, 3))
             raise InputError(f"is not a cubic map but {sizes} voxels", file=path, advice="crop or pad it to a cube")
-        there = bytes_at_most(path) - header.offset
+        there = bytes_at_most(stream) - header.offset
         if there < header.length - header.offset:
             raise _truncated(header, max(0, there), path)
         density = _read_density(stream, header, path)

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cryoai.errors import CryoAIError, InputError
-from cryoai.io._compressed import UnpackedFile, bytes_at_most, is_compressed, open_plain
+from cryoai.io._compressed import UnpackedFile, bytes_at_most, is_compressed, open_file, open_plain
 from cryoai.io._findings import Finding
 from cryoai.io._mrc_header import looks_like_map, read_header
 from cryoai.io.atomic import atomic_path
@@ -59,6 +59,8 @@ class StackReader:
         self.path = Path(path)
         with open_plain(self.path) as stream:
             self._header = header = read_header(stream, self.path)
+            there = max(0, bytes_at_most(stream) - header.offset)
+            self._unpacked = UnpackedFile(self.path, header.length) if is_compressed(stream) else None
         count, rows, columns = header.shape
         if header.is_volume_stack:
             raise InputError(
@@ -68,7 +70,7 @@ class StackReader:
             )
         if rows != columns:
             raise InputError(f"has images of {columns} x {rows} px, which are not square", file=path)
-        whole = max(0, bytes_at_most(self.path) - header.offset) // header.section_bytes
+        whole = there // header.section_bytes
         if whole < count:
             raise InputError(
                 f"is truncated: it should hold {count} images and holds {whole} whole ones",
@@ -76,7 +78,6 @@ class StackReader:
                 advice="copy it again, or select the particles that are there",
             )
         self._count = count
-        self._unpacked = UnpackedFile(self.path, header.length) if is_compressed(self.path) else None
         self.box_size = rows
         self.pixel_size: float | None = header.voxel_size_xyz[0] or None
         self.pixel_size_y: float | None = header.voxel_size_xyz[1] or None
@@ -112,7 +113,7 @@ class StackReader:
         return images
 
     def _open(self) -> AbstractContextManager[IO[bytes]]:
-        return open(self.path, "rb") if self._unpacked is None else self._unpacked.open()
+        return open_file(self.path) if self._unpacked is None else self._unpacked.open()
 
     def _first_outside(self, indices: np.ndarray) -> int:
         return int(indices[(indices < 0) | (indices >= self._count)][0])
