@@ -203,6 +203,7 @@ def test_halves_that_never_meet_in_a_chunk(tiny: Path, tmp_path: Path, monkeypat
     """A STAR file sorted by half-set gives chunks in which one half is absent."""
     particles = read_particles(tiny / "particles.star")
     mixed = dataclasses.replace(particles, random_subset=np.tile([1, 2], 100))
+    assert mixed.random_subset is not None
     order = np.argsort(mixed.random_subset, kind="stable")
     whole = reconstruct(mixed, tmp_path / "mixed", ReconstructConfig(known_poses=True))
     monkeypatch.setattr("cryoai.refinement.map_particles.particles_at_once", lambda data: 50)
