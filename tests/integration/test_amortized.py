@@ -52,6 +52,8 @@ OUTPUTS = (
 COLUMNS = ("cryoaiConfidence", "cryoaiRotationStdDeg", "cryoaiTranslationStdAngst")
 MIRROR = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
 
+pytestmark = pytest.mark.usefixtures("no_near_symmetries")
+
 
 class Listening(Progress):
     """Keeps what it is told; raises in the middle of a step if asked, as a killed process would stop there."""
@@ -77,14 +79,6 @@ class Listening(Progress):
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_near_symmetries() -> Iterator[None]:
-    """Looking for the map's near-symmetries takes longer than all else here, and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
-        yield
 
 
 @pytest.fixture(scope="module")
