@@ -12,7 +12,7 @@ from cryoai import ReconstructConfig, evaluate_reconstruction, read_map, read_pa
 
 @pytest.mark.slow
 def test_phantom_is_recovered_from_unknown_poses(simulated: Path, tmp_path: Path) -> None:
-    result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(seeds=2))
+    result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(seeds=1))
     evaluation = evaluate_reconstruction(
         estimated_map=read_map(tmp_path / "map.mrc"),
         true_map=read_map(simulated / "true_map.mrc"),
