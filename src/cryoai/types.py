@@ -118,7 +118,7 @@ class ParticleSet:
     box_size
         px; None while no stack has been opened and the metadata do not say.
     pixel_size
-        Å; None when a bare stack's header has none.
+        Å; None when a bare stack's header has none, or when the particles have several.
     ctf
         None when the input has no CTF columns.
     pose
@@ -134,6 +134,8 @@ class ParticleSet:
     contrast_sign
         What the metadata say of the images on disk: +1 protein bright, -1 protein dark (cryoSPARC's
         ``blob/sign``); None when they do not say.
+    pixel_sizes
+        Å; each that the metadata give, once. Several only where ``pixel_size`` is None, but for rounding.
     """
 
     stack_paths: tuple[Path, ...]
@@ -148,6 +150,7 @@ class ParticleSet:
     random_subset: Int[np.ndarray, " n"] | None = None
     notes: tuple[str, ...] = ()
     contrast_sign: int | None = None
+    pixel_sizes: tuple[float, ...] = ()
 
     def __len__(self) -> int:
         return len(self.stack_index)

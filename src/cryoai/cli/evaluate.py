@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +10,7 @@ from cyclopts import Parameter
 
 if TYPE_CHECKING:
     from cryoai.metrics.evaluation import Evaluation
-    from cryoai.types import Pose
+    from cryoai.types import Map, ParticleSet, Pose
 
 
 def evaluate(
@@ -18,6 +19,9 @@ def evaluate(
     true_map: Path | None = None,
     poses: Path | None = None,
     true_poses: Path | None = None,
+    pixel_size: float | None = None,
+    voxel_size: float | None = None,
+    true_voxel_size: float | None = None,
     json: Path | None = None,
 ) -> None:
     """Compare a map, poses or both with the truth, over both hands.
@@ -32,23 +36,30 @@ def evaluate(
         The estimated poses (STAR or .cs).
     true_poses
         The true poses of the same images, in any order.
+    pixel_size
+        Å, of the images; default: as the poses' files say.
+    voxel_size, true_voxel_size
+        Å, of the two maps; default: as their headers say.
     json
         Write the figures to this JSON file.
     """
     from cryoai.errors import InputError
-    from cryoai.io import read_map
     from cryoai.metrics.evaluation import evaluate_reconstruction
 
     for name, given, other in (("map", map_, true_map), ("poses", poses, true_poses)):
         if (given is None) != (other is None):
             lacking = f"--true-{name}" if other is None else f"--{name}"
             raise InputError(f"{lacking} is missing", advice=f"--{name} and --true-{name} go together")
-    estimated_pose = true_pose = pixel_size = None
+    sizes = {"--pixel-size": pixel_size, "--voxel-size": voxel_size, "--true-voxel-size": true_voxel_size}
+    for option, size in sizes.items():
+        if size is not None and not (size > 0 and math.isfinite(size)):
+            raise InputError(f"{option} {size:g} is not a positive length", advice="give it in Å")
+    estimated_pose = true_pose = None
     if poses is not None and true_poses is not None:
-        estimated_pose, true_pose, pixel_size = _read_poses(poses, true_poses)
+        estimated_pose, true_pose, pixel_size = _read_poses(poses, true_poses, pixel_size)
     evaluation = evaluate_reconstruction(
-        estimated_map=None if map_ is None else read_map(map_),
-        true_map=None if true_map is None else read_map(true_map),
+        estimated_map=_read_map(map_, voxel_size, "--voxel-size"),
+        true_map=_read_map(true_map, true_voxel_size, "--true-voxel-size"),
         estimated_pose=estimated_pose,
         true_pose=true_pose,
         pixel_size=pixel_size,
@@ -62,7 +73,21 @@ def evaluate(
         write_text_atomic(json, dumps(evaluation.to_json_dict(), indent=2) + "\n")
 
 
-def _read_poses(estimated: Path, true: Path) -> tuple[Pose, Pose, float | None]:
+def _read_map(path: Path | None, voxel_size: float | None, option: str) -> Map | None:
+    from cryoai.errors import InputError
+    from cryoai.io import read_map
+
+    if path is None:
+        return None
+    try:
+        return read_map(path, voxel_size=voxel_size)
+    except InputError as error:
+        if "no voxel size" not in error.why:
+            raise
+        raise InputError(error.why, file=path, advice=f"give it with {option} (Å)") from error
+
+
+def _read_poses(estimated: Path, true: Path, pixel_size: float | None) -> tuple[Pose, Pose, float | None]:
     """Poses of the same particles in the same order, and the images' pixel size in Å."""
     from cryoai.errors import InputError
     from cryoai.io import read_particles
@@ -70,9 +95,13 @@ def _read_poses(estimated: Path, true: Path) -> tuple[Pose, Pose, float | None]:
 
     particles, names, found = [], [], []
     for path in (estimated, true):
-        particle_set = read_particles(path, check_stacks=False)
+        particle_set = read_particles(path, check_stacks=False, pixel_size=pixel_size)
         if particle_set.pose is None:
             raise InputError("the file holds no poses", file=path, advice="give the output of a refinement")
+        if not particle_set.pixel_sizes and _origins_are_in_px(particle_set):
+            raise InputError(
+                "its origins are in pixels and the pixel size is unknown", file=path, advice="give --pixel-size (Å)"
+            )
         particles.append(particle_set)
         found.append(particle_set.pose)
         names.append([str(name) for name in particle_set.source.particles["rlnImageName"]])
@@ -80,8 +109,14 @@ def _read_poses(estimated: Path, true: Path) -> tuple[Pose, Pose, float | None]:
         rows = match_particles(*names)
     except InputError as error:
         raise InputError(error.why, file=estimated, row=error.row, advice=error.advice) from error
-    pixel_size = particles[0].pixel_size
-    return found[0], found[1][rows], particles[1].pixel_size if pixel_size is None else pixel_size
+    if pixel_size is None:
+        pixel_size = particles[0].pixel_size or particles[1].pixel_size
+    return found[0], found[1][rows], pixel_size
+
+
+def _origins_are_in_px(particles: ParticleSet) -> bool:
+    table = particles.source.particles
+    return "rlnOriginX" in table and "rlnOriginXAngst" not in table
 
 
 def _print_table(evaluation: Evaluation) -> None:

@@ -41,15 +41,22 @@ def info(particles: Path, *, datadir: Path | None = None) -> None:
 
 
 def _is_map(path: Path) -> bool:
-    name = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if name != path.name.lower() or name.endswith(_MAP_SUFFIXES):
-        return name.endswith((".mrc", *_MAP_SUFFIXES))
-    if not name.endswith(".mrc"):
-        return False
+    from bz2 import BZ2File
+    from gzip import GzipFile
+    from zlib import error as ZlibError
+
     from cryoai.io._mrc_header import open_mrc, read_header
 
-    with open_mrc(path) as stream:
-        return read_header(stream, path).is_map
+    name = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
+    if not name.endswith(".mrc"):
+        return name.endswith(_MAP_SUFFIXES)
+    with open_mrc(path) as raw:
+        packed = {".gz": lambda raw: GzipFile(fileobj=raw), ".bz2": BZ2File}.get(path.suffix.lower())
+        try:
+            return read_header(raw if packed is None else packed(raw), path).is_map
+        except (OSError, EOFError, ZlibError):
+            # Whatever is wrong with it, the reader of maps finds better words.
+            return True
 
 
 def _map_rows(path: Path) -> list[tuple[str, str]]:
@@ -93,12 +100,20 @@ def _particle_rows(path: Path, datadir: Path | None) -> list[tuple[str, str]]:
             "box size",
             "unknown" if box is None else f"{box} px" + (f" ({box * pixel:.0f} Å)" if pixel else ""),
         ),
-        ("pixel size", f"{pixel:.4g} Å" if pixel else "unknown"),
+        ("pixel size", _pixel_size(data)),
         *_optics(data),
         *_ctf(data.ctf),
         *_contents(data),
         *(("note", note) for note in data.notes),
     ]
+
+
+def _pixel_size(data: ParticleSet) -> str:
+    if data.pixel_size:
+        return f"{data.pixel_size:.4g} Å"
+    if len(data.pixel_sizes) < 2:
+        return "unknown"
+    return f"several: {', '.join(f'{size:g}' for size in data.pixel_sizes)} Å"
 
 
 def _stacks(data: ParticleSet) -> str:

@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from cryoai.errors import InputError
-from cryoai.io._columns import numeric_column, optional_column
+from cryoai.io._columns import holds_no_numbers, integer_column, numeric_column, optional_column
+from cryoai.io._image_names import split_image_names
 from cryoai.io._stack_paths import resolve_stacks
 from cryoai.io.stack import StackReader
 from cryoai.types import CtfParameters, ParticleSet, Pose, SourceTable
@@ -45,6 +46,7 @@ def particles_from_table(
     *,
     datadir: Path | None,
     check_stacks: bool,
+    pixel_size: float | None = None,
     contrast_sign: int | None = None,
     notes: tuple[str, ...] = (),
 ) -> ParticleSet:
@@ -58,6 +60,8 @@ def particles_from_table(
         Folder of the image stacks.
     check_stacks
         Open every stack's header and refuse what cannot be reconstructed; otherwise tell it in the notes.
+    pixel_size
+        Å, where neither the table nor the stacks say.
     contrast_sign
         +1 where protein is bright in the stacks, -1 where it is dark, None where the file does not say.
     notes
@@ -70,15 +74,19 @@ def particles_from_table(
     """
     facts = _Facts(source, check_stacks, list(notes))
     names, stack_index, image_index = split_image_names(source)
-    paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks)
+    paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks, notes=facts.notes)
     box_size, header_pixel_size = _stack_facts(facts, paths, stack_index, image_index)
     pixel_sizes = _pixel_sizes(facts, header_pixel_size)
+    if pixel_sizes is None and pixel_size is not None:
+        facts.notes = [note for note in facts.notes if note != "Pixel size: unknown"]
+        pixel_sizes = np.broadcast_to(float(pixel_size), (len(source.particles),))
     return ParticleSet(
         stack_paths=paths,
         stack_index=stack_index,
         image_index=image_index,
         box_size=box_size,
-        pixel_size=None if pixel_sizes is None else float(np.median(pixel_sizes)),
+        pixel_size=_common_pixel_size(pixel_sizes),
+        pixel_sizes=() if pixel_sizes is None else _distinct(pixel_sizes),
         ctf=_ctf(facts),
         pose=_pose(facts, pixel_sizes),
         source=source,
@@ -87,35 +95,6 @@ def particles_from_table(
         contrast_sign=contrast_sign,
         notes=tuple(facts.notes),
     )
-
-
-def split_image_names(
-    source: SourceTable,
-) -> tuple[list[str], Int[np.ndarray, " n"], Int[np.ndarray, " n"]]:
-    """The distinct stacks of ``rlnImageName`` ("000012@stack.mrcs"), which is whose, and the image from 0.
-
-    Raises
-    ------
-    InputError
-        A name is empty or its number is not one.
-    """
-    column = source.particles["rlnImageName"]
-    stack_index, image_index = np.empty((2, len(column)), dtype=np.int64)
-    place: dict[str, int] = {}
-    for start in range(0, len(column), _ROWS):
-        rows = slice(start, start + _ROWS)
-        texts = column.iloc[rows].astype(object).where(column.iloc[rows].notna(), "").astype(str).tolist()
-        parts = [text.partition("@") if "@" in text else ("1", "@", text) for text in texts]
-        for row, (number, _, name) in enumerate(parts):
-            if not name or not number.strip().isdigit() or int(number) < 1:
-                raise InputError(
-                    f"rlnImageName {texts[row]!r} is not of the form 000001@stack.mrcs",
-                    file=source.path,
-                    row=start + row + 1,
-                )
-        stack_index[rows] = [place.setdefault(name, len(place)) for _, _, name in parts]
-        image_index[rows] = [int(number) - 1 for number, _, _ in parts]
-    return list(place), stack_index, image_index
 
 
 def _stack_facts(
@@ -177,14 +156,38 @@ def _pixel_sizes(facts: _Facts, header_pixel_size: float | None) -> Float[np.nda
         return None
     if sizes.min() <= 0:
         raise InputError("has a pixel size that is not positive", file=source.path)
-    if sizes.max() - sizes.min() > _SAME_PIXEL_SIZE * sizes.max():
+    if not _are_one(sizes):
         facts.refuse(
-            f"its optics groups have different pixel sizes ({sizes.min():.4g} to {sizes.max():.4g} Å)",
+            f"its particles have different pixel sizes ({_list_lengths(_distinct(sizes))})",
             "reconstruct them apart, or rescale the images to one pixel size",
         )
     if not (0.1 <= sizes.min() and sizes.max() <= 50):
         facts.notes.append(f"Pixel size: {np.median(sizes):.4g} Å is unusual; is it right?")
     return sizes
+
+
+def _are_one(sizes: np.ndarray) -> bool:
+    return bool(sizes.max() - sizes.min() <= _SAME_PIXEL_SIZE * sizes.max())
+
+
+def _common_pixel_size(sizes: np.ndarray | None) -> float | None:
+    """The pixel size of most particles, None where they have several: a mean or median would be no particle's."""
+    if sizes is None or not _are_one(sizes):
+        return None
+    values, counts = np.unique(sizes, return_counts=True)
+    return float(values[counts.argmax()])
+
+
+def _distinct(sizes: np.ndarray) -> tuple[float, ...]:
+    """Each pixel size once, to the four digits that are shown."""
+    return tuple(dict.fromkeys(float(f"{size:.4g}") for size in np.unique(sizes)))
+
+
+def _list_lengths(lengths: tuple[float, ...]) -> str:
+    shown = [f"{length:g}" for length in lengths]
+    if len(shown) > 6:
+        shown = [*shown[:3], "...", *shown[-2:]]
+    return f"{', '.join(shown)} Å"
 
 
 def _ctf(facts: _Facts) -> CtfParameters | None:
@@ -259,6 +262,10 @@ def _pose(facts: _Facts, pixel_sizes: np.ndarray | None) -> Pose | None:
     names = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
     if not all(name in table for name in names):
         return None
+    empty = next((name for name in names if holds_no_numbers(table, name)), None)
+    if empty is not None:
+        facts.notes.append(f"Poses: {empty} holds no numbers, taken as absent")
+        return None
     angles = np.stack([numeric_column(table, name, file) for name in names], axis=-1)
     origins = [_origin(facts, axis, pixel_sizes) for axis in "XY"]
     # RELION's origin is the shift that centres the particle, so the particle itself lies at its negative;
@@ -278,15 +285,19 @@ def _origin(facts: _Facts, axis: str, pixel_sizes: np.ndarray | None) -> Float[n
     if f"rlnOrigin{axis}" not in table:
         return np.zeros(len(table))
     if pixel_sizes is None:
-        facts.refuse("its origins are in pixels and the pixel size is unknown", "add the pixel size")
+        facts.refuse("its origins are in pixels and the pixel size is unknown", "give --pixel-size (Å)")
         return np.zeros(len(table))
     return numeric_column(table, f"rlnOrigin{axis}", file) * pixel_sizes
 
 
 def _random_subset(facts: _Facts) -> Int[np.ndarray, " n"] | None:
-    if "rlnRandomSubset" not in facts.source.particles:
+    table = facts.source.particles
+    if "rlnRandomSubset" not in table:
         return None
-    subset = numeric_column(facts.source.particles, "rlnRandomSubset", facts.source.path).astype(np.int64)
+    if holds_no_numbers(table, "rlnRandomSubset"):
+        facts.notes.append("Half-sets: rlnRandomSubset holds no numbers, ignored")
+        return None
+    subset = integer_column(table, "rlnRandomSubset", facts.source.path)
     if not np.isin(subset, (1, 2)).all():
         facts.notes.append("Half-sets: rlnRandomSubset holds other values than 1 and 2, ignored")
         return None

@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cryoai.errors import InputError
+from cryoai.io._cs_table import CsTable, read_cs_table
 from cryoai.io._relion import particles_from_table
 from cryoai.types import ParticleSet, SourceTable
 
@@ -32,8 +32,17 @@ _OPTICS_COLUMNS = {
 }
 
 
-def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_cryosparc(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a cryoSPARC ``.cs`` file, with or without poses.
+
+    What the file lacks of images, CTF and poses is taken from its job's passthrough file, if that lies beside
+    it and knows all of its particles.
 
     Parameters
     ----------
@@ -43,77 +52,61 @@ def read_cryosparc(path: str | Path, *, datadir: Path | None = None, check_stack
         Folder of the image stacks (or the cryoSPARC project), where the file does not lie inside it.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, where neither the file nor the stacks say.
 
     Raises
     ------
     InputError
-        See `cryoai.io.read_particles`; also a passthrough file, which names no images.
+        See `cryoai.io.read_particles`; also a table that names no images, with the passthrough file beside it
+        or without.
     """
     path = Path(path)
-    rows = _load(path)
+    rows = read_cs_table(path)
     table = _to_relion_columns(rows)
     table["rlnOpticsGroup"], optics = _optics(rows)
-    sign, notes = _contrast_sign(rows)
+    sign = _contrast_sign(rows)
     source = SourceTable("cryosparc", path, table, optics)
-    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, contrast_sign=sign, notes=notes)
+    return particles_from_table(
+        source,
+        datadir=datadir,
+        check_stacks=check_stacks,
+        pixel_size=pixel_size,
+        contrast_sign=sign,
+        notes=tuple(rows.notes),
+    )
 
 
-def _load(path: Path) -> np.ndarray:
-    try:
-        rows = np.load(path, allow_pickle=False)
-    except FileNotFoundError as error:
-        raise InputError("there is no such file", file=path) from error
-    except (OSError, ValueError, EOFError) as error:
-        raise InputError("is not a readable cryoSPARC .cs file", file=path) from error
-    if not isinstance(rows, np.ndarray) or rows.dtype.names is None:
-        raise InputError("is not a cryoSPARC .cs file: it has no named columns", file=path)
-    if "blob/path" not in rows.dtype.names or "blob/idx" not in rows.dtype.names:
-        raise InputError(
-            "has no blob/path and blob/idx, so it names no images (a passthrough or micrograph file?)",
-            file=path,
-            advice="give the particles .cs file of the job, not its passthrough file",
-        )
-    if not rows.size:
-        raise InputError("holds no particles", file=path)
-    return rows.reshape(-1)
-
-
-def _to_relion_columns(rows: np.ndarray) -> pd.DataFrame:
-    names = rows.dtype.names or ()
-    files = _decode(rows["blob/path"])
-    numbers = rows["blob/idx"].astype(np.int64) + 1
+def _to_relion_columns(rows: CsTable) -> pd.DataFrame:
+    files = [text.lstrip(">") for text in rows.texts("blob/path")]
+    numbers = rows.integers("blob/idx", lowest=0) + 1
     columns: dict[str, object] = {
         "rlnImageName": [f"{number:06d}@{file}" for number, file in zip(numbers, files, strict=True)]
     }
-    if "uid" in names:
+    if "uid" in rows and rows.columns["uid"].dtype.kind in "iu" and rows.columns["uid"].ndim == 1:
         # RELION carries unknown columns along; this one joins results to the cryoSPARC project again.
-        columns["cryosparcUid"] = rows["uid"]
+        uids = rows.columns["uid"]
+        columns["cryosparcUid"] = uids.astype(uids.dtype.newbyteorder("="))
     for relion, (cryosparc, factor) in _CTF_COLUMNS.items():
-        if cryosparc in names:
-            columns[relion] = rows[cryosparc].astype(np.float64) * factor
-    if "alignments3D/pose" in names:
+        if cryosparc in rows:
+            columns[relion] = rows.numbers(cryosparc) * factor
+    if "alignments3D/pose" in rows:
         columns.update(_pose_columns(rows))
-    if "alignments3D/split" in names:
-        columns["rlnRandomSubset"] = rows["alignments3D/split"].astype(np.int64) + 1
-    if "alignments2D/class" in names or "alignments3D/class" in names:
-        kind = "alignments3D/class" if "alignments3D/class" in names else "alignments2D/class"
-        columns["rlnClassNumber"] = rows[kind].astype(np.int64) + 1
+    if "alignments3D/split" in rows:
+        columns["rlnRandomSubset"] = rows.integers("alignments3D/split") + 1
+    for kind in ("alignments3D/class", "alignments2D/class"):
+        if kind in rows:
+            columns["rlnClassNumber"] = rows.integers(kind) + 1
+            break
     return pd.DataFrame(columns)
 
 
-def _decode(files: np.ndarray) -> list[str]:
-    # Most particles share a stack: decoding each distinct name once is much quicker.
-    distinct, inverse = np.unique(files, return_inverse=True)
-    texts = [f.decode() if isinstance(f, bytes) else str(f) for f in distinct.tolist()]
-    return [texts[place].lstrip(">") for place in inverse]
-
-
-def _pose_columns(rows: np.ndarray) -> dict[str, np.ndarray]:
+def _pose_columns(rows: CsTable) -> dict[str, np.ndarray]:
     import warnings
 
     from scipy.spatial.transform import Rotation
 
-    vectors = rows["alignments3D/pose"].astype(np.float64)
+    vectors = rows.numbers("alignments3D/pose", 3)
     if not np.isfinite(vectors).all():
         # Left to the numeric check of the RELION columns, which names the row.
         angles = np.full((len(rows), 3), np.nan)
@@ -122,45 +115,42 @@ def _pose_columns(rows: np.ndarray) -> dict[str, np.ndarray]:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Gimbal lock")
             angles = Rotation.from_rotvec(vectors).as_euler("ZYZ", degrees=True)
-    names = rows.dtype.names or ()
-    shift = np.zeros((len(rows), 2))
-    if "alignments3D/shift" in names:
-        unit = next((n for n in ("alignments3D/psize_A", "blob/psize_A") if n in names), None)
-        scale = rows[unit].astype(np.float64)[:, None] if unit else 1.0
-        shift = rows["alignments3D/shift"].astype(np.float64) * scale
-    return {
-        "rlnAngleRot": angles[:, 0],
-        "rlnAngleTilt": angles[:, 1],
-        "rlnAnglePsi": angles[:, 2],
-        "rlnOriginXAngst": shift[:, 0],
-        "rlnOriginYAngst": shift[:, 1],
-    }
+    columns = {"rlnAngleRot": angles[:, 0], "rlnAngleTilt": angles[:, 1], "rlnAnglePsi": angles[:, 2]}
+    if "alignments3D/shift" in rows:
+        shift = rows.numbers("alignments3D/shift", 2)
+        unit = next((name for name in ("alignments3D/psize_A", "blob/psize_A") if name in rows), None)
+        if unit is not None:
+            shift = shift * rows.numbers(unit)[:, None]
+        # Without a pixel size they stay in px, as RELION 3.0's, for the stack's header to say.
+        suffix = "" if unit is None else "Angst"
+        columns |= {f"rlnOriginX{suffix}": shift[:, 0], f"rlnOriginY{suffix}": shift[:, 1]}
+    return columns
 
 
-def _optics(rows: np.ndarray) -> tuple[np.ndarray, pd.DataFrame]:
+def _optics(rows: CsTable) -> tuple[np.ndarray, pd.DataFrame]:
     """RELION's optics group of each particle, and the table of groups."""
-    names = rows.dtype.names or ()
-    columns = {relion: rows[cs].astype(np.float64) for relion, cs in _OPTICS_COLUMNS.items() if cs in names}
+    columns = {relion: rows.numbers(cs) for relion, cs in _OPTICS_COLUMNS.items() if cs in rows}
     # float32 on disk: seven digits are all there are, and 1.3099979 should read as 1.309998.
     per_particle = pd.DataFrame(columns).round(6)
-    if "ctf/exp_group_id" in names:
-        per_particle["exp_group"] = rows["ctf/exp_group_id"].astype(np.int64)
+    if "ctf/exp_group_id" in rows:
+        per_particle["exp_group"] = rows.integers("ctf/exp_group_id")
     if per_particle.empty:
         return np.ones(len(rows), dtype=np.int64), pd.DataFrame({"rlnOpticsGroup": [1]})
     keys = list(per_particle.columns)
     group = per_particle.groupby(keys, sort=True, dropna=False).ngroup().to_numpy().astype(np.int64) + 1
     optics = per_particle.assign(rlnOpticsGroup=group).drop_duplicates("rlnOpticsGroup")
     optics = optics.sort_values("rlnOpticsGroup").drop(columns="exp_group", errors="ignore")
-    if "blob/shape" in names:
-        first = [int(np.flatnonzero(group == number)[0]) for number in optics["rlnOpticsGroup"]]
-        optics["rlnImageSize"] = rows["blob/shape"][first, 0].astype(np.int64)
+    if "blob/shape" in rows:
+        first = np.unique(group, return_index=True)[1]
+        optics["rlnImageSize"] = rows.numbers("blob/shape", 2)[first, 0]
     return group, optics.reset_index(drop=True)
 
 
-def _contrast_sign(rows: np.ndarray) -> tuple[int | None, tuple[str, ...]]:
-    if "blob/sign" not in (rows.dtype.names or ()):
-        return None, ()
-    signs = np.unique(np.sign(rows["blob/sign"]))
-    if len(signs) != 1 or signs[0] == 0:
-        return None, ("Contrast: blob/sign differs between particles, ignored",)
-    return int(signs[0]), ()
+def _contrast_sign(rows: CsTable) -> int | None:
+    if "blob/sign" not in rows:
+        return None
+    signs = np.unique(np.sign(rows.numbers("blob/sign")))
+    if len(signs) != 1 or signs[0] not in (-1, 1):
+        rows.notes.append("Contrast: blob/sign differs between particles, ignored")
+        return None
+    return int(signs[0])

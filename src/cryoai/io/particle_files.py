@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from cryoai.errors import InputError
+from cryoai.io._star_words import quote_word
 from cryoai.io.stack import StackReader
 from cryoai.types import ParticleSet, SourceTable
 
@@ -15,12 +16,18 @@ _SUFFIXES = (".star", ".cs", ".mrcs", ".mrc")
 
 
 def read_particles(
-    path: str | Path, *, datadir: str | Path | None = None, check_stacks: bool = True
+    path: str | Path,
+    *,
+    datadir: str | Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
 ) -> ParticleSet:
     """Read particle metadata: RELION ``.star``, cryoSPARC ``.cs`` or a bare ``.mrcs``/``.mrc`` stack.
 
-    Image stacks are looked for in ``datadir`` (by their whole name, then its last part), in the file's
-    folder, in every folder above it (so a project's root is found), and in the current folder.
+    Image stacks are looked for by their whole name in ``datadir``, in the file's folder, in every folder above
+    it (so a project's root is found), and in the current folder; then by the ends of their name, the longest
+    first, in the same places. ``stack.mrcs.gz`` does where there is no ``stack.mrcs``; only stacks may be
+    compressed.
 
     Parameters
     ----------
@@ -31,6 +38,8 @@ def read_particles(
     check_stacks
         Open the header of every stack, and refuse particles that cannot be reconstructed together. With False
         missing stacks keep their name as written, and such problems become notes (for ``cryoai info``).
+    pixel_size
+        Å, of the images where neither the file nor the stacks say: RELION 3.0's origins are in px.
 
     Returns
     -------
@@ -42,41 +51,55 @@ def read_particles(
     InputError
         The file is missing, of an unknown kind or unreadable; has no particles; a number is not one (names
         the row); and with ``check_stacks``: a stack is missing, truncated or shorter than the file says
-        (names the row), or the particles have several box or pixel sizes.
+        (names the row), the particles have several box or pixel sizes, or a stack's path could not be written
+        in a STAR file.
     """
     path = Path(path)
-    folder = None if datadir is None else Path(datadir)
+    particles = _read(path, None if datadir is None else Path(datadir), check_stacks, pixel_size)
+    if check_stacks:
+        for stack in particles.stack_paths:
+            # Better now than when the result is written.
+            quote_word(str(stack))
+    return particles
+
+
+def _read(path: Path, datadir: Path | None, check_stacks: bool, pixel_size: float | None) -> ParticleSet:
     suffix = path.suffix.lower()
+    if suffix == ".gz":
+        suffix = Path(path.stem).suffix.lower() + suffix
     if suffix == ".star":
         from cryoai.io.star import read_star
 
-        return read_star(path, datadir=folder, check_stacks=check_stacks)
+        return read_star(path, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size)
     if suffix == ".cs":
         from cryoai.io.cryosparc import read_cryosparc
 
-        return read_cryosparc(path, datadir=folder, check_stacks=check_stacks)
-    if suffix in (".mrcs", ".mrc"):
-        return _read_bare_stack(path)
-    raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=_known_kinds())
+        return read_cryosparc(path, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size)
+    if suffix.removesuffix(".gz") in (".mrcs", ".mrc"):
+        return _read_bare_stack(path, pixel_size)
+    advice = f"particles are read from {', '.join(_SUFFIXES)} files"
+    if suffix in (".star.gz", ".cs.gz"):
+        advice = "decompress it; only image stacks may stay compressed"
+    elif suffix == ".csg":
+        advice = "this is cryoSPARC's list of files; give the .cs file that it names"
+    raise InputError(f"is of an unknown kind ({suffix or 'no suffix'})", file=path, advice=advice)
 
 
-def _known_kinds() -> str:
-    return f"particles are read from {', '.join(_SUFFIXES)} files"
-
-
-def _read_bare_stack(path: Path) -> ParticleSet:
+def _read_bare_stack(path: Path, pixel_size: float | None) -> ParticleSet:
     reader = StackReader(path)
     count = len(reader)
     table = pd.DataFrame({"rlnImageName": [f"{number:06d}@{path}" for number in range(1, count + 1)]})
     notes = ["CTF: absent, the images are taken as already corrected"]
-    if reader.pixel_size is None:
+    pixel_size = reader.pixel_size or pixel_size
+    if pixel_size is None:
         notes.append("Pixel size: unknown")
     return ParticleSet(
         stack_paths=(path.resolve(),),
         stack_index=np.zeros(count, dtype=np.int64),
         image_index=np.arange(count, dtype=np.int64),
         box_size=reader.box_size,
-        pixel_size=reader.pixel_size,
+        pixel_size=pixel_size,
+        pixel_sizes=() if pixel_size is None else (pixel_size,),
         ctf=None,
         pose=None,
         source=SourceTable("stack", path, table),

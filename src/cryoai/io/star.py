@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -17,6 +16,7 @@ from cryoai.errors import InputError
 from cryoai.io._columns import optics_rows
 from cryoai.io._relion import particles_from_table
 from cryoai.io._star_table import read_star_table
+from cryoai.io._star_words import NEEDS_QUOTES, quote_word
 from cryoai.io.atomic import atomic_path
 from cryoai.types import ParticleSet, Pose
 
@@ -27,7 +27,13 @@ _POSE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi", "rlnOriginXAngst"
 _OLD_COLUMNS = ("rlnOriginX", "rlnOriginY", "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize")
 
 
-def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bool = True) -> ParticleSet:
+def read_star(
+    path: str | Path,
+    *,
+    datadir: Path | None = None,
+    check_stacks: bool = True,
+    pixel_size: float | None = None,
+) -> ParticleSet:
     """Read the particles of a RELION 3.0, 3.1, 4 or 5 STAR file.
 
     Parameters
@@ -38,6 +44,8 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         Folder of the image stacks, where the file's own names do not lead to them.
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
+    pixel_size
+        Å, where neither the file nor the stacks say.
 
     Raises
     ------
@@ -52,7 +60,9 @@ def read_star(path: str | Path, *, datadir: Path | None = None, check_stacks: bo
         if check_stacks:
             raise InputError(why, file=path, advice="give a single-particle STAR file")
         notes = (f"The file {why}: each row names a whole stack",)
-    return particles_from_table(source, datadir=datadir, check_stacks=check_stacks, notes=notes)
+    return particles_from_table(
+        source, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size, notes=notes
+    )
 
 
 def write_particles_star(
@@ -88,6 +98,8 @@ def write_particles_star(
     ------
     CryoAIError
         The disk is full.
+    InputError
+        A name can't be written in a STAR file (see `cryoai.io._star_words.quote_word`).
     """
     table = _drop_old_units(particles.source.particles)
     # RELION resolves names against the folder it is started in, which is the project for jobs and anything at
@@ -163,20 +175,20 @@ class ParticleStarWriter:
         self._file.write(f"data_{block}\n\nloop_\n{labels}")
 
     def _write_rows(self, rows: pd.DataFrame) -> None:
-        quoted = rows.apply(_quote_column)
-        # Numbers are written with as many digits as they need, so that kept columns do not lose any.
-        quoted.to_csv(
-            self._file, sep="\t", header=False, index=False, na_rep="nan", quoting=csv.QUOTE_NONE,
-            lineterminator="\n",
-        )  # fmt: skip
+        words = [_words(rows, name) for name in rows]
+        self._file.writelines("\t".join(row) + "\n" for row in zip(*words, strict=True))
 
 
-def _quote_column(column: pd.Series) -> pd.Series:
+def _words(rows: pd.DataFrame, name: str) -> list[str]:
+    """A column as it stands in a STAR file."""
+    column = rows[name]
     if pd.api.types.is_numeric_dtype(column):
-        return column
+        # Numbers are written with as many digits as they need, so that kept columns do not lose any.
+        return [str(value) for value in column.tolist()]
     texts = column.astype(object).where(column.notna(), "None").astype(str)
-    spaced = texts.str.contains(r"\s", regex=True) | (texts == "")
-    return texts.where(~spaced, '"' + texts + '"')
+    if texts.str.contains(NEEDS_QUOTES, regex=True).any():
+        return [quote_word(text) for text in texts]
+    return texts.tolist()
 
 
 def _drop_old_units(table: pd.DataFrame) -> pd.DataFrame:

@@ -110,7 +110,7 @@ def evaluate_reconstruction(
             pixel_size = estimated_map.voxel_size
         if pixel_size is None:
             raise InputError(
-                "the images' pixel size is unknown", advice="give the maps too, or add it to the STAR file"
+                "the images have no pixel size, or several", advice="give the one to count in with --pixel-size (Å)"
             )
         poses = compute_pose_errors(estimated_pose, true_pose, alignment, pixel_size=pixel_size)
     if alignment is None and poses is None:

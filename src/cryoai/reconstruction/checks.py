@@ -72,7 +72,7 @@ def check_particles(
         raise InputError(
             f"{len(particles)} particles are too few to find poses from nothing",
             file=file,
-            advice=f"give at least {fewest}, or --known-poses",
+            advice=f"give at least {fewest}" + ("" if particles.pose is None else ", or --known-poses"),
         )
     return particles
 

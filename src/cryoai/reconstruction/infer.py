@@ -142,7 +142,7 @@ def infer(
             advice="give the folder as cryoai reconstruct left it",
         )
     if not isinstance(particles, ParticleSet):
-        particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+        particles = read_particles(particles, datadir=datadir, pixel_size=config.pixel_size)
     particles = _check_fit(particles, trained, config)
     where = choose_device(config)
     scratch = run
