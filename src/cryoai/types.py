@@ -19,6 +19,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
+class Microscope:
+    """What is assumed of a microscope that a file does not describe: a usual Krios."""
+
+    voltage_kv: float = 300.0
+    spherical_aberration_mm: float = 2.7
+    amplitude_contrast: float = 0.1
+
+
+@dataclass(frozen=True)
 class CtfParameters:
     """Contrast transfer function parameters, one entry per particle.
 

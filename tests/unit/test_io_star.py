@@ -96,6 +96,7 @@ def test_relion_31(folder, optics_last):
 
 @pytest.mark.parametrize("block", ["", "images", "particles", "model_class_1"])
 def test_relion_30_units(folder, block):
+    make_stack(folder / "a.mrcs", pixel_size=1.5)
     table = columns(
         rlnMagnification=[50000.0] * COUNT,
         rlnDetectorPixelSize=[7.5] * COUNT,
@@ -264,6 +265,7 @@ def test_writing_keeps_every_column(folder):
 
 
 def test_writing_makes_optics_groups_of_relion_30(folder):
+    make_stack(folder / "a.mrcs", pixel_size=1.5)
     table = columns(
         rlnMagnification=[50000.0] * COUNT, rlnDetectorPixelSize=[7.5] * COUNT,
         rlnVoltage=[300.0, 200.0, 300.0, 200.0],

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from cryoai.types import CtfParameters, ParticleSet
 
 _FORMATS = {"relion": "RELION STAR", "cryosparc": "cryoSPARC .cs", "stack": "image stack (MRC)"}
-_MAP_SUFFIXES = (".map", ".ccp4")
 
 
 def info(particles: Path, *, datadir: Path | None = None) -> None:
@@ -28,7 +27,9 @@ def info(particles: Path, *, datadir: Path | None = None) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    rows = _map_rows(particles) if _is_map(particles) else _particle_rows(particles, datadir)
+    from cryoai.io._mrc_header import is_map_file
+
+    rows = _map_rows(particles) if is_map_file(particles) else _particle_rows(particles, datadir)
     table = Table(show_header=False, box=None, pad_edge=False)
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
@@ -38,25 +39,6 @@ def info(particles: Path, *, datadir: Path | None = None) -> None:
     console = Console()
     console.print(str(particles), style="bold", markup=False, highlight=False, soft_wrap=True)
     console.print(table)
-
-
-def _is_map(path: Path) -> bool:
-    from bz2 import BZ2File
-    from gzip import GzipFile
-    from zlib import error as ZlibError
-
-    from cryoai.io._mrc_header import open_mrc, read_header
-
-    name = path.name.lower().removesuffix(".gz").removesuffix(".bz2")
-    if not name.endswith(".mrc"):
-        return name.endswith(_MAP_SUFFIXES)
-    with open_mrc(path) as raw:
-        packed = {".gz": lambda raw: GzipFile(fileobj=raw), ".bz2": BZ2File}.get(path.suffix.lower())
-        try:
-            return read_header(raw if packed is None else packed(raw), path).is_map
-        except (OSError, EOFError, ZlibError):
-            # Whatever is wrong with it, the reader of maps finds better words.
-            return True
 
 
 def _map_rows(path: Path) -> list[tuple[str, str]]:
@@ -81,7 +63,8 @@ def _map_rows(path: Path) -> list[tuple[str, str]]:
         ("voxel size", voxel_size),
         (
             "density",
-            f"{density.min():.4g} to {density.max():.4g}, mean {density.mean():.4g}, σ {density.std():.4g}",
+            f"{density.min():.4g} to {density.max():.4g}, mean {density.mean(dtype=np.float64):.4g}, "
+            f"σ {density.std(dtype=np.float64):.4g}",
         ),
         *notes,
     ]

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,20 +11,28 @@ from jaxtyping import Float, Int
 
 from cryoai.errors import InputError
 from cryoai.io._columns import holds_no_numbers, integer_column, numeric_column, optional_column
+from cryoai.io._findings import Finding
 from cryoai.io._image_names import split_image_names
+from cryoai.io._plausible import (
+    check_aberration,
+    check_amplitude_contrast,
+    check_b_factor,
+    check_defocus,
+    check_defocus_angle,
+    check_phase_shift,
+    check_voltage,
+)
+from cryoai.io._sampling import settle_sampling
 from cryoai.io._stack_paths import resolve_stacks
-from cryoai.io.stack import StackReader
-from cryoai.types import CtfParameters, ParticleSet, Pose, SourceTable
+from cryoai.io.stack import StackReader, describe_map
+from cryoai.types import CtfParameters, Microscope, ParticleSet, Pose, SourceTable
 
 _SAME_PIXEL_SIZE = 1e-3
 """Relative difference of pixel sizes that is taken for rounding: below a hundredth of a shell in practice."""
 _ROWS = 50_000
 """Particles converted at once, where the conversion needs much more memory than its result."""
-_MICROSCOPE_DEFAULTS = {
-    "rlnVoltage": (300.0, "voltage: assumed 300 kV"),
-    "rlnSphericalAberration": (2.7, "spherical aberration: assumed 2.7 mm"),
-    "rlnAmplitudeContrast": (0.1, "amplitude contrast: assumed 0.1"),
-}
+MICROSCOPE_COLUMNS = ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+"""In the order of `Microscope`."""
 
 
 @dataclass
@@ -33,6 +42,7 @@ class _Facts:
     source: SourceTable
     strict: bool
     notes: list[str] = field(default_factory=list)
+    pixel_size: float | None = None
 
     def refuse(self, why: str, advice: str | None = None) -> None:
         """An error where the particles are to be used, a note where they are only looked at."""
@@ -40,15 +50,23 @@ class _Facts:
             raise InputError(why, file=self.source.path, advice=advice)
         self.notes.append(f"{why[0].upper()}{why[1:]}")
 
+    def tell(self, findings: Iterable[Finding]) -> None:
+        """Each as an error or a note."""
+        for finding in findings:
+            if finding.stops:
+                self.refuse(finding.why, finding.advice)
+            else:
+                self.notes.append(finding.as_note())
+
 
 def particles_from_table(
     source: SourceTable,
     *,
     datadir: Path | None,
     check_stacks: bool,
-    pixel_size: float | None = None,
     contrast_sign: int | None = None,
     notes: tuple[str, ...] = (),
+    pixel_size: float | None = None,
 ) -> ParticleSet:
     """A particle set from a table with RELION's columns.
 
@@ -66,20 +84,20 @@ def particles_from_table(
         +1 where protein is bright in the stacks, -1 where it is dark, None where the file does not say.
     notes
         What is known already.
+    pixel_size
+        Å, in place of what the file and its stacks say.
 
     Raises
     ------
     InputError
-        A value is not a number, stacks are missing or too short, or box and pixel sizes differ.
+        A value is not a number or cannot be meant, stacks are missing, too short or density maps, or box and
+        pixel sizes differ.
     """
-    facts = _Facts(source, check_stacks, list(notes))
+    facts = _Facts(source, check_stacks, list(notes), pixel_size)
     names, stack_index, image_index = split_image_names(source)
     paths = resolve_stacks(names, source.path, datadir, must_exist=check_stacks, notes=facts.notes)
-    box_size, header_pixel_size = _stack_facts(facts, paths, stack_index, image_index)
-    pixel_sizes = _pixel_sizes(facts, header_pixel_size)
-    if pixel_sizes is None and pixel_size is not None:
-        facts.notes = [note for note in facts.notes if note != "Pixel size: unknown"]
-        pixel_sizes = np.broadcast_to(float(pixel_size), (len(source.particles),))
+    box_size, readers = _stack_facts(facts, paths, stack_index, image_index)
+    pixel_sizes = _pixel_sizes(facts, readers)
     return ParticleSet(
         stack_paths=paths,
         stack_index=stack_index,
@@ -89,7 +107,7 @@ def particles_from_table(
         pixel_sizes=() if pixel_sizes is None else _distinct(pixel_sizes),
         ctf=_ctf(facts),
         pose=_pose(facts, pixel_sizes),
-        source=source,
+        source=_with_pixel_size(source, pixel_size),
         optics_group_count=1 if source.optics is None else len(source.optics),
         random_subset=_random_subset(facts),
         contrast_sign=contrast_sign,
@@ -97,12 +115,20 @@ def particles_from_table(
     )
 
 
+def _with_pixel_size(source: SourceTable, given: float | None) -> SourceTable:
+    """The table as it should be written: with the pixel size that was given."""
+    if given is None or source.optics is None:
+        return source
+    return replace(source, optics=source.optics.assign(rlnImagePixelSize=given))
+
+
 def _stack_facts(
     facts: _Facts, paths: tuple[Path, ...], stack_index: np.ndarray, image_index: np.ndarray
-) -> tuple[int | None, float | None]:
-    """Box size and the header's pixel size, from every stack if they are checked, else the first found."""
+) -> tuple[int | None, list[StackReader]]:
+    """Box size and readers, of every stack if they are checked, else of the first found."""
     if facts.strict:
         readers = [StackReader(path) for path in paths]
+        _check_maps(facts, readers)
         _check_indices(facts.source.path, readers, stack_index, image_index)
         for reader in readers:
             if reader.box_size != readers[0].box_size:
@@ -112,7 +138,7 @@ def _stack_facts(
                     file=facts.source.path,
                     advice="reconstruct them apart, or rescale one of them",
                 )
-        return readers[0].box_size, readers[0].pixel_size
+        return readers[0].box_size, readers
     for path in paths:
         if path.is_file():
             try:
@@ -120,11 +146,18 @@ def _stack_facts(
             except InputError as error:
                 facts.notes.append(str(error))
                 continue
-            return reader.box_size, reader.pixel_size
+            _check_maps(facts, [reader] if len(paths) == 1 else [])
+            return reader.box_size, [reader]
     sizes = optional_column(facts.source, "rlnImageSize")
     if sizes is not None and len(np.unique(sizes)) > 1:
         facts.notes.append("The optics groups have different box sizes")
-    return (None if sizes is None else int(sizes[0])), None
+    return (None if sizes is None else int(sizes[0])), []
+
+
+def _check_maps(facts: _Facts, readers: list[StackReader]) -> None:
+    """Refuse density maps; a stack among others may have as many images as they have px by chance."""
+    if readers and all(reader.is_map for reader in readers):
+        facts.tell([describe_map(readers[0])])
 
 
 def _check_indices(
@@ -139,20 +172,12 @@ def _check_indices(
         raise InputError(why, file=file, row=row + 1)
 
 
-def _pixel_sizes(facts: _Facts, header_pixel_size: float | None) -> Float[np.ndarray, " n"] | None:
+def _pixel_sizes(facts: _Facts, readers: list[StackReader]) -> Float[np.ndarray, " n"] | None:
     source = facts.source
-    sizes = optional_column(source, "rlnImagePixelSize", "rlnPixelSize")
+    sampling = settle_sampling(source, readers, facts.pixel_size)
+    facts.tell(sampling.findings)
+    sizes = sampling.pixel_sizes
     if sizes is None:
-        detector = optional_column(source, "rlnDetectorPixelSize")
-        magnification = optional_column(source, "rlnMagnification")
-        if detector is not None and magnification is not None and (magnification > 0).all():
-            # RELION 3.0: the detector's pixel is in µm.
-            sizes = detector * 1e4 / magnification
-    if sizes is None and header_pixel_size is not None:
-        facts.notes.append(f"Pixel size: {header_pixel_size:.4g} Å, from the image stack's header")
-        sizes = np.broadcast_to(header_pixel_size, (len(source.particles),))
-    if sizes is None:
-        facts.notes.append("Pixel size: unknown")
         return None
     if sizes.min() <= 0:
         raise InputError("has a pixel size that is not positive", file=source.path)
@@ -161,8 +186,6 @@ def _pixel_sizes(facts: _Facts, header_pixel_size: float | None) -> Float[np.nda
             f"its particles have different pixel sizes ({_list_lengths(_distinct(sizes))})",
             "reconstruct them apart, or rescale the images to one pixel size",
         )
-    if not (0.1 <= sizes.min() and sizes.max() <= 50):
-        facts.notes.append(f"Pixel size: {np.median(sizes):.4g} Å is unusual; is it right?")
     return sizes
 
 
@@ -208,40 +231,49 @@ def _ctf(facts: _Facts) -> CtfParameters | None:
     if defocus_v is None:
         facts.notes.append("Astigmatism: absent, assumed none")
         defocus_v = defocus_u.copy()
-    lowest = min(defocus_u.min(), defocus_v.min())
-    if lowest < 100:
-        unit = "negative (overfocus)" if lowest < 0 else "below 100 Å; is it in µm?"
-        facts.notes.append(f"Defocus: the smallest, {lowest:.4g} Å, is {unit}")
-    b_factor = optional_column(source, "rlnCtfBfactor")
-    if b_factor is not None and b_factor.min() < 0:
-        # Some tilt-series programs write the damping with the other sign; amplification is never meant.
-        facts.notes.append("CTF B factor: negative values, taken as damping by their magnitude")
+    facts.tell(check_defocus(defocus_u, defocus_v))
+    angle = _checked(facts, "rlnDefocusAngle", check_defocus_angle)
+    phase_shift = _checked(facts, "rlnPhaseShift", check_phase_shift)
+    b_factor = _checked(facts, "rlnCtfBfactor", check_b_factor)
+    voltage, aberration, amplitude_contrast = _microscope(facts)
+    microscope = Microscope()
     return CtfParameters(
         defocus_u_angstrom=defocus_u,
         defocus_v_angstrom=defocus_v,
-        defocus_angle=_or_constant(_radians(optional_column(source, "rlnDefocusAngle")), 0.0, count),
-        phase_shift=_or_constant(_radians(optional_column(source, "rlnPhaseShift")), 0.0, count),
+        defocus_angle=_or_constant(_radians(angle), 0.0, count),
+        phase_shift=_or_constant(_radians(phase_shift), 0.0, count),
         b_factor=_or_constant(None if b_factor is None else np.abs(b_factor), 0.0, count),
-        voltage_kv=_microscope(facts, "rlnVoltage"),
-        spherical_aberration_mm=_microscope(facts, "rlnSphericalAberration"),
-        amplitude_contrast=_microscope(facts, "rlnAmplitudeContrast"),
+        voltage_kv=_or_constant(voltage, microscope.voltage_kv, count),
+        spherical_aberration_mm=_or_constant(aberration, microscope.spherical_aberration_mm, count),
+        amplitude_contrast=_or_constant(amplitude_contrast, microscope.amplitude_contrast, count),
     )
 
 
-def _microscope(facts: _Facts, name: str) -> Float[np.ndarray, " n"]:
-    default, note = _MICROSCOPE_DEFAULTS[name]
+def _microscope(facts: _Facts) -> tuple[Float[np.ndarray, " n"] | None, ...]:
+    """Voltage, spherical aberration and amplitude contrast, None where absent."""
+    microscope = Microscope()
+    checks = (check_voltage, check_aberration, check_amplitude_contrast)
+    assumed = (
+        f"Voltage: assumed {microscope.voltage_kv:g} kV",
+        f"Spherical aberration: assumed {microscope.spherical_aberration_mm:g} mm",
+        f"Amplitude contrast: assumed {microscope.amplitude_contrast:g}",
+    )
+    columns = []
+    for name, check, note in zip(MICROSCOPE_COLUMNS, checks, assumed, strict=True):
+        columns.append(_checked(facts, name, check))
+        if columns[-1] is None:
+            facts.notes.append(note)
+    return tuple(columns)
+
+
+def _checked(
+    facts: _Facts, name: str, check: Callable[[np.ndarray], list[Finding]]
+) -> Float[np.ndarray, " n"] | None:
+    """A column if it is there, after telling what is wrong with it."""
     values = optional_column(facts.source, name)
-    if values is None:
-        facts.notes.append(f"{note[0].upper()}{note[1:]}")
-    elif name == "rlnVoltage" and values.min() <= 0:
-        raise InputError("rlnVoltage is not positive", file=facts.source.path)
-    elif name == "rlnAmplitudeContrast" and not 0 <= values.min() <= values.max() < 1:
-        raise InputError(
-            f"rlnAmplitudeContrast must lie between 0 and 1 (it goes to {values.max():g})",
-            file=facts.source.path,
-            advice="divide by 100 if it is in per cent",
-        )
-    return _or_constant(values, default, len(facts.source.particles))
+    if values is not None:
+        facts.tell(check(values))
+    return values
 
 
 def _radians(degrees: Float[np.ndarray, " n"] | None) -> Float[np.ndarray, " n"] | None:

@@ -53,7 +53,7 @@ def read_cryosparc(
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
     pixel_size
-        Å, where neither the file nor the stacks say.
+        Å, in place of what the file and its stacks say.
 
     Raises
     ------

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import bz2
-import gzip
-import zlib
 from io import BufferedIOBase
 from pathlib import Path
 
@@ -13,7 +10,8 @@ import numpy as np
 from jaxtyping import Float
 
 from cryoai.errors import CryoAIError, InputError
-from cryoai.io._mrc_header import HEADER_BYTES, MrcHeader, open_mrc, read_header
+from cryoai.io._compressed import bytes_at_most, open_plain
+from cryoai.io._mrc_header import MrcHeader, read_header
 from cryoai.io.atomic import atomic_path
 from cryoai.io.stack import StackReader, StackWriter
 from cryoai.types import Map
@@ -46,15 +44,15 @@ def read_map(path: str | Path, *, voxel_size: float | None = None) -> Map:
         Missing, truncated, not an MRC file, not cubic, not finite, or without a voxel size.
     """
     path = Path(path)
-    with _open_plain(path) as stream:
-        header, data = _read_all(stream, path)
-    density = np.transpose(data, [header.axes.index(axis) for axis in (3, 2, 1)])
-    if len(set(density.shape)) != 1 or density.shape[0] < 2:
-        sizes = " x ".join(str(n) for n in density.shape[::-1])
-        raise InputError(f"is not a cubic map but {sizes} voxels", file=path, advice="crop or pad it to a cube")
-    density = np.ascontiguousarray(density, dtype=np.float32)
-    if not np.isfinite(density).all():
-        raise InputError("holds voxels that are not numbers (NaN or infinite)", file=path)
+    with open_plain(path) as stream:
+        header = read_header(stream, path)
+        if len(set(header.shape)) != 1 or header.shape[0] < 2:
+            sizes = " x ".join(str(header.shape[header.axes.index(axis)]) for axis in (1, 2, 3))
+            raise InputError(f"is not a cubic map but {sizes} voxels", file=path, advice="crop or pad it to a cube")
+        there = bytes_at_most(stream) - header.offset
+        if there < header.length - header.offset:
+            raise _truncated(header, max(0, there), path)
+        density = _read_density(stream, header, path)
     return Map(density, float(voxel_size) if voxel_size else _isotropic_voxel_size(header, path))
 
 
@@ -82,34 +80,30 @@ def write_map(density_map: Map, path: str | Path) -> None:
         file.voxel_size = density_map.voxel_size
 
 
-def _open_plain(path: Path) -> BufferedIOBase:
-    stream = open_mrc(path)
-    magic = stream.read(2)
-    stream.seek(0)
-    if magic == b"\x1f\x8b":
-        stream.close()
-        return gzip.GzipFile(path)
-    if magic == b"BZ":
-        stream.close()
-        return bz2.BZ2File(path)
-    return stream
+def _read_density(stream: BufferedIOBase, header: MrcHeader, path: Path) -> Float[np.ndarray, "z y x"]:
+    """The voxels as float32, section by section, so that little more than the result is in memory."""
+    edge = header.shape[0]
+    density = np.empty((edge, edge, edge), np.float32)
+    # As stored: sections, rows, columns.
+    stored = np.transpose(density, [(3, 2, 1).index(axis) for axis in header.axes])
+    stream.seek(header.offset)
+    for place in range(edge):
+        raw = stream.read(header.section_bytes)
+        if len(raw) < header.section_bytes:
+            raise _truncated(header, place * header.section_bytes + len(raw), path)
+        stored[place] = np.frombuffer(raw, header.dtype).reshape(edge, edge)
+        if not np.isfinite(stored[place]).all():
+            raise InputError("holds voxels that are not numbers (NaN or infinite)", file=path)
+    return density
 
 
-def _read_all(stream: BufferedIOBase, path: Path) -> tuple[MrcHeader, Float[np.ndarray, "s r c"] | np.ndarray]:
-    try:
-        header = read_header(stream, path)
-        stream.read(header.offset - HEADER_BYTES)
-        wanted = header.shape[0] * header.section_bytes
-        raw = stream.read(wanted)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise InputError("is a damaged compressed file", file=path) from error
-    if len(raw) < wanted:
-        raise InputError(
-            f"is truncated: its header promises {wanted} bytes of data, {len(raw)} are there",
-            file=path,
-            advice="copy it again",
-        )
-    return header, np.frombuffer(raw, header.dtype).reshape(header.shape)
+def _truncated(header: MrcHeader, there: int, path: Path) -> InputError:
+    wanted = header.length - header.offset
+    return InputError(
+        f"is truncated: its header promises {wanted} bytes of data, {there} are there",
+        file=path,
+        advice="copy it again",
+    )
 
 
 def _isotropic_voxel_size(header: MrcHeader, path: Path) -> float:

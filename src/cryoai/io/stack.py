@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-from io import BufferedIOBase
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any
 
 import mrcfile.dtypes
 import numpy as np
 from jaxtyping import Float, Int
 
 from cryoai.errors import CryoAIError, InputError
-from cryoai.io._mrc_header import open_mrc, read_header
+from cryoai.io._compressed import UnpackedFile, bytes_at_most, is_compressed, open_file, open_plain
+from cryoai.io._findings import Finding
+from cryoai.io._mrc_header import looks_like_map, read_header
 from cryoai.io.atomic import atomic_path
 
 _RUN_LENGTH = 256
@@ -23,14 +24,15 @@ _RUN_LENGTH = 256
 class StackReader:
     """The images of one MRC stack, read when asked for.
 
-    Whatever the header calls the file (stack, volume or single image), its sections are taken as images. The
+    Its sections are taken as images, even where they look like those of a density map (see `is_map`). The
     file is open only during a `read`, and is never mapped: the process holds no more than what it asked for,
-    and readers may be shared between threads and kept by the thousand.
+    and readers may be shared between threads and kept by the thousand. A compressed stack is unpacked to a
+    temporary file by the first `read`; only then it is known not to be truncated.
 
     Parameters
     ----------
     path
-        ``.mrcs`` or ``.mrc`` of mode 0, 1, 2, 6 or 12, of either byte order.
+        ``.mrcs`` or ``.mrc`` of mode 0, 1, 2, 6 or 12, of either byte order; compressed with gzip or bzip2 too.
 
     Attributes
     ----------
@@ -39,26 +41,36 @@ class StackReader:
     box_size
         Edge of the square images, px.
     pixel_size
-        Å, from the header; None where it has none.
+        Å along x, from the header; None where it has none.
+    pixel_size_y
+        Å along y; another than ``pixel_size`` only where the header is wrong.
+    is_map
+        Whether the file looks like a density map rather than a stack of images.
+    is_volume
+        Whether the header calls the file a volume, as some programs do with stacks.
 
     Raises
     ------
     InputError
-        Missing, not an MRC file, compressed, truncated, or with images that are not square.
+        Missing, not an MRC file, damaged, truncated, with images that are not square, or a stack of volumes.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        with open_mrc(self.path) as stream:
-            if stream.read(2) == b"\x1f\x8b":
-                raise InputError("is compressed", file=path, advice="decompress image stacks before use")
-            stream.seek(0)
-            self._header = read_header(stream, self.path)
-            size = stream.seek(0, 2)
-        count, rows, columns = self._header.shape
+        with open_plain(self.path) as stream:
+            self._header = header = read_header(stream, self.path)
+            there = max(0, bytes_at_most(stream) - header.offset)
+            self._unpacked = UnpackedFile(self.path, header.length) if is_compressed(stream) else None
+        count, rows, columns = header.shape
+        if header.is_volume_stack:
+            raise InputError(
+                f"is a stack of volumes (space group {header.space_group}), not of images",
+                file=path,
+                advice="give particle images",
+            )
         if rows != columns:
             raise InputError(f"has images of {columns} x {rows} px, which are not square", file=path)
-        whole = max(0, size - self._header.offset) // self._header.section_bytes
+        whole = there // header.section_bytes
         if whole < count:
             raise InputError(
                 f"is truncated: it should hold {count} images and holds {whole} whole ones",
@@ -67,7 +79,10 @@ class StackReader:
             )
         self._count = count
         self.box_size = rows
-        self.pixel_size: float | None = self._header.voxel_size_xyz[0] or None
+        self.pixel_size: float | None = header.voxel_size_xyz[0] or None
+        self.pixel_size_y: float | None = header.voxel_size_xyz[1] or None
+        self.is_map = looks_like_map(self.path, header)
+        self.is_volume = header.space_group == 1
 
     def __len__(self) -> int:
         return self._count
@@ -78,7 +93,9 @@ class StackReader:
         Raises
         ------
         InputError
-            An index is beyond the stack's end.
+            An index is beyond the stack's end, or a compressed stack is damaged or truncated.
+        CryoAIError
+            There is no room to unpack it.
         """
         indices = np.asarray(indices, dtype=np.int64)
         if indices.size and (indices.min() < 0 or indices.max() >= self._count):
@@ -89,18 +106,19 @@ class StackReader:
         images = np.empty((len(indices), self.box_size, self.box_size), dtype=np.float32)
         order = np.argsort(indices, kind="stable")
         breaks = np.flatnonzero(np.diff(indices[order]) > 1) + 1
-        with open_mrc(self.path) as stream:
+        with self._open() as stream:
             for run in np.split(order, breaks):
                 for start in range(0, len(run), _RUN_LENGTH):
                     self._read_run(stream, indices, run[start : start + _RUN_LENGTH], images)
         return images
 
+    def _open(self) -> AbstractContextManager[IO[bytes]]:
+        return open_file(self.path) if self._unpacked is None else self._unpacked.open()
+
     def _first_outside(self, indices: np.ndarray) -> int:
         return int(indices[(indices < 0) | (indices >= self._count)][0])
 
-    def _read_run(
-        self, stream: BufferedIOBase, indices: np.ndarray, places: np.ndarray, images: np.ndarray
-    ) -> None:
+    def _read_run(self, stream: IO[bytes], indices: np.ndarray, places: np.ndarray, images: np.ndarray) -> None:
         """Fill ``images[places]``, whose indices have no gaps, with a single sequential read."""
         first, last = int(indices[places[0]]), int(indices[places[-1]])
         wanted = (last - first + 1) * self.box_size**2
@@ -110,6 +128,16 @@ class StackReader:
         if len(raw) < wanted:
             raise InputError("became shorter while it was being read", file=self.path)
         images[places] = raw.reshape(-1, self.box_size, self.box_size)[indices[places] - first]
+
+
+def describe_map(reader: StackReader) -> Finding:
+    """What is wrong with a density map that was given as a stack."""
+    return Finding(
+        f"{reader.path.name} is a density map of {reader.box_size} x {reader.box_size} x {len(reader)} voxels, "
+        "not a stack of images",
+        "give particle images; if it does hold images, name it .mrcs",
+        stops=True,
+    )
 
 
 class StackWriter:

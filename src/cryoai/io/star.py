@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import astuple
 from pathlib import Path
 from types import TracebackType
 
@@ -14,11 +15,11 @@ from jaxtyping import Float, Int
 
 from cryoai.errors import InputError
 from cryoai.io._columns import optics_rows
-from cryoai.io._relion import particles_from_table
+from cryoai.io._relion import MICROSCOPE_COLUMNS, particles_from_table
 from cryoai.io._star_table import read_star_table
 from cryoai.io._star_words import NEEDS_QUOTES, quote_word
 from cryoai.io.atomic import atomic_path
-from cryoai.types import ParticleSet, Pose
+from cryoai.types import Microscope, ParticleSet, Pose
 
 _CHUNK = 50_000
 """Rows formatted at once; bounds the memory of writing a large table."""
@@ -45,7 +46,7 @@ def read_star(
     check_stacks
         Whether to look at every stack and refuse what cannot be reconstructed.
     pixel_size
-        Å, where neither the file nor the stacks say.
+        Å, in place of what the file and its stacks say.
 
     Raises
     ------
@@ -61,7 +62,7 @@ def read_star(
             raise InputError(why, file=path, advice="give a single-particle STAR file")
         notes = (f"The file {why}: each row names a whole stack",)
     return particles_from_table(
-        source, datadir=datadir, check_stacks=check_stacks, pixel_size=pixel_size, notes=notes
+        source, datadir=datadir, check_stacks=check_stacks, notes=notes, pixel_size=pixel_size
     )
 
 
@@ -227,8 +228,7 @@ def _optics_for_writing(particles: ParticleSet, table: pd.DataFrame) -> tuple[pd
     if "rlnOpticsGroupName" not in optics:
         optics["rlnOpticsGroupName"] = [f"opticsGroup{number}" for number in optics["rlnOpticsGroup"]]
     # RELION demands a microscope even of particles without a CTF, so they get a common one.
-    defaults = {"rlnVoltage": 300.0, "rlnSphericalAberration": 2.7, "rlnAmplitudeContrast": 0.1}
-    for name, value in defaults.items():
+    for name, value in zip(MICROSCOPE_COLUMNS, astuple(Microscope()), strict=True):
         if name not in optics:
             optics[name] = _first_of_each_group(table, optics, name, value)
     if "rlnImagePixelSize" not in optics or len(optics) == 1:
@@ -246,7 +246,7 @@ def _make_optics(particles: ParticleSet) -> tuple[pd.DataFrame, Int[np.ndarray, 
         return pd.DataFrame({"rlnOpticsGroup": [1]}), np.ones(len(particles), dtype=np.int64)
     microscope = np.stack([ctf.voltage_kv, ctf.spherical_aberration_mm, ctf.amplitude_contrast], axis=-1)
     distinct, group = np.unique(microscope, axis=0, return_inverse=True)
-    optics = pd.DataFrame(distinct, columns=["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"])
+    optics = pd.DataFrame(distinct, columns=list(MICROSCOPE_COLUMNS))
     optics.insert(0, "rlnOpticsGroup", np.arange(1, len(optics) + 1))
     return optics, np.asarray(group).reshape(-1).astype(np.int64) + 1
 

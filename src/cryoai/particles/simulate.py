@@ -18,7 +18,7 @@ from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images_quickly
 from cryoai.physics.noise import make_white_noise
 from cryoai.physics.slicing import volume_from_map
-from cryoai.types import CtfParameters, Map, Pose
+from cryoai.types import CtfParameters, Map, Microscope, Pose
 
 CHUNK = 500
 """Most particles made at once."""
@@ -79,7 +79,7 @@ class SimulatedChunk:
 
 
 def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
-    """CTFs of an ordinary session: 300 kV, Cs 2.7 mm, 10 % amplitude contrast, up to 2 % astigmatism.
+    """CTFs of an ordinary session: the default `Microscope`, up to 2 % astigmatism.
 
     Parameters
     ----------
@@ -88,6 +88,7 @@ def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
     rng
         Draws log-normal defoci around 1.5 µm underfocus (σ of the logarithm 0.25).
     """
+    microscope = Microscope()
     defocus_u = np.exp(rng.normal(math.log(15_000), 0.25, count))
     return CtfParameters(
         defocus_u_angstrom=defocus_u,
@@ -95,9 +96,9 @@ def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
         defocus_angle=rng.uniform(0, math.pi, count),
         phase_shift=np.zeros(count),
         b_factor=np.zeros(count),
-        voltage_kv=np.full(count, 300.0),
-        spherical_aberration_mm=np.full(count, 2.7),
-        amplitude_contrast=np.full(count, 0.1),
+        voltage_kv=np.full(count, microscope.voltage_kv),
+        spherical_aberration_mm=np.full(count, microscope.spherical_aberration_mm),
+        amplitude_contrast=np.full(count, microscope.amplitude_contrast),
     )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,10 @@ from cryoai.io.mrc import write_map
 from cryoai.io.stack import StackWriter
 from cryoai.io.star import ParticleStarWriter
 from cryoai.particles.simulate import SimulatedChunk, SimulationSettings, Simulator
-from cryoai.types import CtfParameters, Map
+from cryoai.types import CtfParameters, Map, Microscope
 
 STACK_NAME, STAR_NAME, MAP_NAME = "particles.mrcs", "particles.star", "true_map.mrc"
 _MICROSCOPE_COLUMNS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
-_DEFAULT_MICROSCOPE = (300.0, 2.7, 0.1)  # kV, mm, and a fraction; those of `draw_ctf`
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ def make_optics_table(settings: SimulationSettings, box_size: int, pixel_size: f
     pixel_size
         Å.
     """
-    microscopes = np.array([_DEFAULT_MICROSCOPE])
+    microscopes = np.array([astuple(Microscope())])
     if settings.use_ctf and settings.ctf is not None:
         microscopes = np.unique(_microscopes(settings.ctf[: settings.n_particles]), axis=0)
     groups = np.arange(1, len(microscopes) + 1)
