@@ -67,6 +67,7 @@ def make_scene(
         Map(density.numpy(), VOXEL_SIZE), SimulationSettings(count, snr_db=snr_db, shift_sigma=8.0, seed=1)
     )
     (chunk,) = simulator.chunks()
+    assert chunk.ctf is not None
     disk = make_fourier_disk(box)
     batch = ParticleBatch(
         images_to_disk(torch.from_numpy(chunk.images), disk),
