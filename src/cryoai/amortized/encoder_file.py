@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import io
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor
 
 from cryoai.errors import InputError
-from cryoai.io import atomic_path
+from cryoai.io.tensor_file import read_tensors, write_tensors
 from cryoai.parts import explain
 from cryoai.poses.pose_encoder import PoseEncoder
 from cryoai.poses.settings import EncoderSettings
@@ -77,10 +77,7 @@ def write_encoder(trained: TrainedEncoder, path: Path) -> None:
     values = {name: getattr(trained, name) for name in _PARTS if name not in ("settings", "weights")}
     values["settings"] = trained.encoder.settings.model_dump(mode="json")
     values["weights"] = {name: tensor.cpu() for name, tensor in trained.encoder.state_dict().items()}
-    buffer = io.BytesIO()
-    torch.save({"format": _FORMAT, "kind": "cryoai encoder", **values}, buffer)
-    with atomic_path(path) as temporary:
-        temporary.write_bytes(buffer.getbuffer())
+    write_tensors(path, {"format": _FORMAT, "kind": "cryoai encoder", **values})
 
 
 def read_encoder(path: Path) -> TrainedEncoder:
@@ -89,33 +86,55 @@ def read_encoder(path: Path) -> TrainedEncoder:
     Raises
     ------
     InputError
-        The file is missing, damaged, not an encoder, or of another version.
+        The file is missing, may not be read, is damaged, not an encoder, or of another version.
+    CryoAIError
+        Memory does not suffice to read it.
     """
-    if not path.exists():
+    advice = "train the encoder again with cryoai reconstruct"
+    try:
+        saved = read_tensors(path, "the encoder file", advice)
+    except FileNotFoundError as error:
         raise InputError(
             "there is no trained encoder here",
             file=path,
             advice="make one with cryoai reconstruct --method amortized, or --method hybrid --encoder always",
-        )
-    advice = "train the encoder again with cryoai reconstruct"
-    try:
-        saved = torch.load(path, weights_only=True, map_location="cpu")
-    except Exception as error:
-        raise InputError("the encoder file is damaged", file=path, advice=advice) from error
-    if not isinstance(saved, dict) or saved.get("kind") != "cryoai encoder":
+        ) from error
+    # As text, since a file that is not ours may hold a tensor there.
+    if not isinstance(saved, dict) or str(saved.get("kind")) != "cryoai encoder":
         raise InputError("is not a cryoai encoder", file=path, advice=advice)
-    if saved.get("format") != _FORMAT:
+    if str(saved.get("format")) != str(_FORMAT):
         raise InputError("the encoder was written by another version of cryoai", file=path, advice=advice)
     try:
         for name, kind in _PARTS.items():
             if not isinstance(saved[name], kind):
                 raise TypeError(name)
-        encoder = PoseEncoder(_read_settings(saved["settings"]), saved["box_size"] * saved["pixel_size"])
-        encoder.load_state_dict(saved["weights"])
-    except Exception as error:
+        encoder = _make_encoder(saved)
+    except (TypeError, ValueError, KeyError, AttributeError, RuntimeError) as error:
         raise InputError(f"the encoder file is incomplete ({error})", file=path, advice=advice) from error
     rest = {name: saved[name] for name in _PARTS if name not in ("settings", "weights")}
     return TrainedEncoder(encoder.eval(), **rest)
+
+
+def _make_encoder(saved: dict[str, Any]) -> PoseEncoder:
+    settings, box_length = _read_settings(saved["settings"]), saved["box_size"] * saved["pixel_size"]
+    if not (saved["box_size"] > 0 and 0 < saved["pixel_size"] < math.inf):
+        raise ValueError(f"box of {saved['box_size']} px of {saved['pixel_size']} Å")
+    shapes = _shapes_of_weights(settings, box_length)
+    if shapes and shapes != {name: getattr(weight, "shape", None) for name, weight in saved["weights"].items()}:
+        raise ValueError("its weights are not those of its settings")
+    encoder = PoseEncoder(settings, box_length)
+    encoder.load_state_dict(saved["weights"])
+    return encoder
+
+
+def _shapes_of_weights(settings: EncoderSettings, box_length: float) -> dict[str, torch.Size]:
+    """What an encoder's weights are like, found without memory: its settings may ask for any size."""
+    try:
+        with torch.device("meta"):
+            return {name: part.shape for name, part in PoseEncoder(settings, box_length).state_dict().items()}
+    except (NotImplementedError, RuntimeError):
+        # A part written by someone else may need numbers to be made.
+        return {}
 
 
 def _read_settings(saved: dict[str, Any]) -> EncoderSettings:

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 from pydantic import BaseModel
 
 from cryoai.errors import InputError
-from cryoai.io import atomic_path
+from cryoai.io.tensor_file import read_tensors, write_tensors
 from cryoai.run.record import from_record, to_record
 
 FORMAT = 2
+_WHAT, _ADVICE = "the checkpoint", "start again with --overwrite"
 _Result = TypeVar("_Result")
 
 
@@ -88,43 +87,39 @@ class Checkpoint:
         Raises
         ------
         InputError
-            The file is damaged, or of another version of cryoai.
+            The file may not be read, is damaged, or of another version of cryoai.
+        CryoAIError
+            Memory does not suffice to read it.
         """
         fingerprint = self._remember(name, inputs, after)
         path = self._path(name)
-        if not path.exists():
-            return None
         try:
-            saved = torch.load(path, weights_only=True, map_location="cpu")
-        except Exception as error:
-            raise self._damaged(name) from error
+            saved = read_tensors(path, _WHAT, _ADVICE)
+        except FileNotFoundError:
+            return None
         if not isinstance(saved, dict) or not isinstance(saved.get("values"), dict):
             raise self._damaged(name)
-        if saved.get("format") != FORMAT or saved.get("version") != version("cryoai"):
+        # As text, since a file that is not ours may hold a tensor there.
+        if (str(saved.get("format")), saved.get("version")) != (str(FORMAT), version("cryoai")):
             raise InputError(
-                f"the checkpoint is of another version of cryoai ({saved.get('version', 'unknown')}, this is "
+                f"{_WHAT} is of another version of cryoai ({saved.get('version', 'unknown')}, this is "
                 f"{version('cryoai')})",
                 file=path,
-                advice="start again with --overwrite",
+                advice=_ADVICE,
             )
         return saved["values"] if saved.get("fingerprint") == fingerprint else None
 
     def save(self, name: str, inputs: Mapping[str, Any], values: dict[str, Any], after: str | None = None) -> None:
         """Save tensors, numbers, strings, and lists or dicts of them."""
-        self._folder.mkdir(parents=True, exist_ok=True)
-        # Through memory: torch's own writer turns a full disk into an error that does not say so.
-        buffer = io.BytesIO()
         fingerprint = self._remember(name, inputs, after)
         head = {"format": FORMAT, "version": version("cryoai"), "fingerprint": fingerprint}
-        torch.save({**head, "values": values}, buffer)
-        with atomic_path(self._path(name)) as path:
-            path.write_bytes(buffer.getbuffer())
+        write_tensors(self._path(name), {**head, "values": values})
 
     def _path(self, name: str) -> Path:
         return self._folder / f"{name}.pt"
 
     def _damaged(self, name: str) -> InputError:
-        return InputError("the checkpoint is damaged", file=self._path(name), advice="start again with --overwrite")
+        return InputError(f"{_WHAT} is damaged", file=self._path(name), advice=_ADVICE)
 
     def _remember(self, name: str, inputs: Mapping[str, Any], after: str | None) -> str:
         """The fingerprint of a step, kept for the steps that come after it."""
