@@ -14,6 +14,7 @@ import mrcfile
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.transform import Rotation
 from star_blocks import read_blocks
 
 from cryoai import (
@@ -28,7 +29,7 @@ from cryoai.geometry.fourier import make_fourier_disk, resample
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.io import StackWriter
-from cryoai.metrics.alignment import mirror_rotation, mirror_volume
+from cryoai.metrics.alignment import MapAlignment, mirror_rotation, mirror_volume
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.refinement.masks import lowpass
 from cryoai.run.progress import Advance, Progress
@@ -88,6 +89,63 @@ def test_resume_refuses_other_options(tiny: Path, tmp_path: Path, quick_config: 
     other = quick_config.model_copy(update={"seed": 7})
     with pytest.raises(InputError, match="other options"):
         reconstruct(tiny / "particles.star", tmp_path, other, resume=True)
+
+
+def test_more_starts_can_be_added_to_a_run(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
+    """What the program advises where starts disagree."""
+    stack = tiny / "particles.star"
+    first = reconstruct(stack, tmp_path / "out", quick_config)
+    assert first.ab_initio is not None
+    done = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "out" / "checkpoint").glob("bootstrap_*.pt")}
+    more = quick_config.model_copy(update={"seeds": 3})
+    second = reconstruct(stack, tmp_path / "out", more, resume=True)
+    assert second.ab_initio is not None and len(second.ab_initio.likelihoods) == 3
+    assert second.ab_initio.likelihoods[:2] == first.ab_initio.likelihoods
+    for name, time in done.items():
+        assert (tmp_path / "out" / "checkpoint" / name).stat().st_mtime_ns == time
+    # The same as if all had been asked for at once.
+    at_once = reconstruct(stack, tmp_path / "at once", more)
+    np.testing.assert_array_equal(second.density, at_once.density)
+
+
+def test_the_map_is_made_of_the_poses_that_are_written(
+    tiny: Path, tmp_path: Path, quick_config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the last step sends particles to mates of their poses."""
+    turn = Rotation.from_rotvec([0, 0, np.pi]).as_matrix()
+    mate = MapAlignment(turn, np.zeros(3), False, 0.9)
+    monkeypatch.setattr("cryoai.refinement.rounds.find_mates", lambda halves: [mate])
+    result = reconstruct(tiny / "particles.star", tmp_path / "out", quick_config)
+    written = read_particles(tmp_path / "out" / "particles.star", datadir=tiny)
+    monkeypatch.undo()
+    again = reconstruct(written, tmp_path / "again", quick_config.model_copy(update={"known_poses": True}))
+    for one, other in zip(result.halves.unfiltered, again.halves.unfiltered, strict=True):
+        similarity = np.corrcoef(one.flatten().numpy(), other.flatten().numpy())[0, 1]
+        assert similarity > 0.99
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_contrast_that_images_leave_open_is_settled_by_the_map(
+    tiny: Path, tmp_path: Path, sign: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "particles.star").write_text((tiny / "particles.star").read_text())
+    with mrcfile.open(tiny / "particles.mrcs") as stack:
+        images = sign * stack.data
+    with StackWriter(folder / "particles.mrcs", len(images), 24, 10.0) as writer:
+        writer.write(images)
+    config = ReconstructConfig(known_poses=True)
+    sure = reconstruct(folder / "particles.star", tmp_path / "sure", config)
+    monkeypatch.setattr("cryoai.particles.judge.skew_is_sure", lambda skew, error: False)
+    progress = StopAfter("never")
+    unsure = reconstruct(folder / "particles.star", tmp_path / "unsure", config, progress=progress)
+    colour = "white" if sign > 0 else "black"
+    assert any(f"Protein is {colour}" in message and "map shows" in message for message in progress.messages)
+    scale = np.abs(sure.density).max()
+    for one, other in ((sure.density, unsure.density), (sure.halves.wiener_map(), unsure.halves.wiener_map())):
+        np.testing.assert_allclose(one, other, atol=1e-4 * scale)
+    np.testing.assert_allclose(read_map(tmp_path / "unsure" / "map.mrc").density, sure.density, atol=1e-4 * scale)
 
 
 def test_damaged_checkpoint_is_refused(tiny: Path, tmp_path: Path, quick_config: ReconstructConfig) -> None:
