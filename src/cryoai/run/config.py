@@ -201,7 +201,9 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
             loaded = yaml.safe_load(path.read_text())
         except FileNotFoundError as error:
             raise InputError("does not exist", file=path) from error
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except OSError as error:
+            raise InputError(f"cannot be read ({error.strerror})", file=path) from error
+        except (UnicodeDecodeError, yaml.YAMLError) as error:
             raise InputError(f"is not a YAML file ({error})", file=path) from error
         if loaded is not None and not isinstance(loaded, dict):
             raise InputError("holds no options", file=path, advice="write one 'name: value' per line")
