@@ -43,7 +43,7 @@ def understand(
     check_device(config)
     check_processes(config)
     if not isinstance(particles, ParticleSet):
-        particles = read_particles(particles, datadir=None if datadir is None else Path(datadir))
+        particles = read_particles(particles, datadir=datadir, pixel_size=config.pixel_size)
     for note in particles.notes:
         (progress or Progress()).say(note)
     return check_particles(particles, config)
