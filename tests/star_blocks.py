@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import cast
 
@@ -10,10 +10,11 @@ import pandas as pd
 import starfile
 
 
-def read_blocks(path: Path) -> dict[str, pd.DataFrame]:
-    """All blocks by name."""
-    return cast(dict[str, pd.DataFrame], starfile.read(path, always_dict=True))
+def read_blocks(path: Path, as_text: Sequence[str] = ()) -> dict[str, pd.DataFrame]:
+    """All blocks by name; the columns ``as_text`` are not taken for numbers."""
+    blocks = starfile.read(path, always_dict=True, parse_as_string=list(as_text))
+    return cast(dict[str, pd.DataFrame], blocks)
 
 
-def write_blocks(blocks: Mapping[str, pd.DataFrame], path: Path) -> None:
-    starfile.write(dict(blocks), path)
+def write_blocks(blocks: Mapping[str, pd.DataFrame], path: Path, float_format: str = "%.6f") -> None:
+    starfile.write(dict(blocks), path, float_format=float_format)

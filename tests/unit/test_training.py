@@ -688,7 +688,7 @@ def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None
 
 def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -> None:
     settings = change(SETTINGS, steps=44, encoder_start=100, march_steps=0)
-    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), "s2s2", settings)
     trainer.train()
     assert trainer.skipped == 22
 
