@@ -47,7 +47,9 @@ def config(method: str) -> ReconstructConfig:
             steps=30, batch_size=32, last_radius=SHARED, search_radius=SHARED, encoder_start=5, volume_width=32,
             own_proposals_start=15, sampling_steps=5, march_steps=10, points_per_step=4096,
         ),
-        hybrid=HybridSettings(encoder="always" if method == "encoder" else "never", simulated_steps=10, real_steps=4),
+        hybrid=HybridSettings(
+            encoder="always" if method == "encoder" else "never", simulated_steps=10, real_steps=4
+        ),
         refine=RefineSettings(max_rounds=2, search_rotations=600, search_radius=SHARED),
     )  # fmt: skip
 

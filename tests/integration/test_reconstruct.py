@@ -132,6 +132,7 @@ def test_contrast_that_images_leave_open_is_settled_by_the_map(
     folder.mkdir()
     (folder / "particles.star").write_text((tiny / "particles.star").read_text())
     with mrcfile.open(tiny / "particles.mrcs") as stack:
+        assert stack.data is not None
         images = sign * stack.data
     with StackWriter(folder / "particles.mrcs", len(images), 24, 10.0) as writer:
         writer.write(images)
