@@ -27,7 +27,8 @@ FIGURES = (
 # Name, options of simulate, options of reconstruct.
 SETS = {
     "70S": (
-        ("--box-size", "64", "--pixel-size", "5", "--n-particles", "10000", "--shift-sigma", "20", "--snr-db", "-10"),
+        ("--box-size", "64", "--pixel-size", "5", "--n-particles", "10000", "--shift-sigma", "20",
+         "--snr-db", "-10"),
         (),
     ),
     "demo": (
