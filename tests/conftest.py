@@ -5,7 +5,22 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, Phase, settings
 from scenes import Scene, make_scene
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    # Here and not beside the fuzzers: options of deeper folders are unknown to a plain `pytest`.
+    parser.addoption("--fuzz-examples", type=int, default=15, help="inputs for each fuzzer of tests/fuzz")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    settings.register_profile(
+        "fuzz", max_examples=config.getoption("--fuzz-examples"), derandomize=True, deadline=None, database=None,
+        phases=[Phase.explicit, Phase.generate], report_multiple_bugs=False,  # shrinking takes minutes
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
+    )  # fmt: skip
+    settings.load_profile("fuzz")
 
 
 @pytest.fixture(scope="session")

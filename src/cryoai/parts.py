@@ -5,6 +5,7 @@ Whoever writes another encoder, head or volume writes one file: a class with its
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, ClassVar, Generic, TypeVar
 
@@ -21,6 +22,10 @@ class NamedPart:
     """A class that can be registered under a name."""
 
     Settings: ClassVar[type[PartSettings]] = PartSettings
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
 
 
 Part = TypeVar("Part", bound=NamedPart)
@@ -105,10 +110,24 @@ def explain(error: ValidationError) -> str:
     first = error.errors()[0]
     place = ".".join(str(part) for part in first["loc"])
     own = first.get("ctx", {}).get("error") if first["type"] == "value_error" else None
-    reason = first["msg"].lower() if own is None else str(own)
+    reason, place = shorten(first["msg"].lower() if own is None else str(own)), shorten(place)
     if not place:
         return reason
     if own is not None and isinstance(first["input"], dict):
         # A sentence about several options of a group.
         return f"{place}: {reason}"
-    return f"option '{place}': {reason} (it is {first['input']!r})"
+    return f"option '{place}': {reason} (it is {_show(first['input'])})"
+
+
+def shorten(text: str) -> str:
+    """At most 300 characters of a text, for a sentence."""
+    return text if len(text) <= 300 else f"{text[:200]}...{text[-90:]}"
+
+
+def _show(value: object) -> str:
+    """A value as Python writes it, in little space."""
+    try:
+        return shorten(_SHORT.repr(value))
+    except ValueError:
+        # Python refuses to write a number of thousands of digits.
+        return "a number beyond all bounds"

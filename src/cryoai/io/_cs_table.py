@@ -19,12 +19,19 @@ from cryoai.errors import InputError
 from cryoai.io._other_tables import describe_other_cs
 
 _LARGEST_INTEGER = 2**53
+_LONGEST_HEADER = 1 << 17
+"""Bytes: the columns of a hundred classes take 60,000."""
 # A group of columns, the one that must be there for the group to be of use, and its name in a sentence.
 _GROUPS = (
     ("blob", "blob/path", "Images"),
     ("ctf", "ctf/df1_A", "CTF"),
     ("alignments3D", "alignments3D/pose", "Poses"),
 )
+# A header is parsed as Python: what is nested too deeply ends in the last two.
+_UNREADABLE = (
+    ValueError, EOFError, TypeError, LookupError, OverflowError, SyntaxError, tokenize.TokenError, RecursionError,
+    MemoryError,
+)  # fmt: skip
 _CLASS_POSE = re.compile(r"(alignments(?!3D/|2D/)\w+)/pose")
 
 
@@ -136,18 +143,28 @@ def _has_all(table: CsTable) -> bool:
 
 def _load(path: Path) -> CsTable:
     try:
+        _check_header_length(path)
         # Mapped, as most columns are never needed, and as a damaged header may promise more than memory holds.
-        rows = np.load(path, mmap_mode="r", allow_pickle=False)
+        rows = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=_LONGEST_HEADER)
     except FileNotFoundError as error:
         raise InputError("there is no such file", file=path) from error
     except OSError as error:
         raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-    except (ValueError, EOFError, TypeError, OverflowError, SyntaxError, tokenize.TokenError) as error:
+    except _UNREADABLE as error:
         raise InputError("is not a readable cryoSPARC .cs file", file=path) from error
     if not isinstance(rows, np.ndarray) or not rows.dtype.names:
         raise InputError("is not a cryoSPARC .cs file: it has no named columns", file=path)
     rows = rows.reshape(-1)
     return CsTable(path, {name: rows[name] for name in rows.dtype.names})
+
+
+def _check_header_length(path: Path) -> None:
+    """Refuse, by a ValueError, a header that NumPy would take gigabytes for before it finds it missing."""
+    with open(path, "rb") as stream:
+        begin = stream.read(12)
+    # From format 2 on the length has four bytes; before, it is small.
+    if begin[6:7] > b"\1" and int.from_bytes(begin[8:12], "little") > _LONGEST_HEADER:
+        raise ValueError("header too long")
 
 
 def _add_from_passthrough(table: CsTable) -> None:

@@ -11,11 +11,14 @@ from pydantic import Field, ValidationError, model_validator
 
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
-from cryoai.parts import explain
+from cryoai.parts import explain, shorten
 from cryoai.poses.heads import HEADS
 from cryoai.poses.settings import EncoderSettings
 from cryoai.settings import Settings
 from cryoai.training.settings import HybridSettings, TrainingSettings
+
+_LONGEST_FILE = 1 << 16
+"""Characters; every option together takes a tenth of it."""
 
 
 class BootstrapSettings(Settings):
@@ -195,29 +198,62 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
     InputError
         The file can't be read, a name is unknown (with the nearest known one), or a value is out of range.
     """
-    values: dict[str, Any] = {}
-    if path is not None:
-        try:
-            loaded = yaml.safe_load(path.read_text())
-        except FileNotFoundError as error:
-            raise InputError("does not exist", file=path) from error
-        except OSError as error:
-            raise InputError(f"cannot be read ({error.strerror})", file=path) from error
-        except (UnicodeDecodeError, yaml.YAMLError) as error:
-            raise InputError(f"is not a YAML file ({error})", file=path) from error
-        if loaded is not None and not isinstance(loaded, dict):
-            raise InputError("holds no options", file=path, advice="write one 'name: value' per line")
-        values = dict(loaded or {})
+    values = {} if path is None else _read_options(path)
     for name, value in overrides.items():
         group, _, key = name.rpartition(".")
-        if group:
-            values[group] = {**(values.get(group) or {}), key: value}
-        else:
+        if not group:
             values[key] = value
+        elif isinstance(inside := {} if values.get(group) is None else values[group], dict):
+            # What else the file holds there is refused below.
+            values[group] = {**inside, key: value}
     try:
-        return ReconstructConfig(**values)
+        return ReconstructConfig.model_validate(values)
     except ValidationError as error:
         raise InputError(_explain(error), file=path) from error
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases, which can make a value of any size of one line; an option given twice is a mistake."""
+
+    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            mark = self.peek_event().start_mark
+            raise yaml.MarkedYAMLError(None, None, "write the value out in place of an alias", mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise yaml.MarkedYAMLError(None, None, f"'{twice}' is given twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _read_options(path: Path) -> dict[Any, Any]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            text = stream.read(_LONGEST_FILE + 1)
+    except FileNotFoundError as error:
+        raise InputError("does not exist", file=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path) from error
+    except UnicodeDecodeError as error:
+        raise InputError("is not a YAML file: it is not text in UTF-8", file=path) from error
+    if len(text) > _LONGEST_FILE:
+        # The parser needs a thousand times the memory of what it reads.
+        raise InputError("is too long to be a file of options", file=path)
+    try:
+        loaded = yaml.load(text, _Loader)
+    except RecursionError as error:
+        raise InputError("is not a YAML file of options: it is nested too deeply", file=path) from error
+    except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
+        # YAML's dates, numbers and truth values raise whatever Python does with the text.
+        raise InputError(f"is not a YAML file ({shorten(str(error))})", file=path) from error
+    if loaded is None:
+        return {}
+    if not isinstance(loaded, dict):
+        raise InputError("holds no options", file=path, advice="write one 'name: value' per line")
+    return loaded
 
 
 def _explain(error: ValidationError) -> str:
@@ -226,6 +262,7 @@ def _explain(error: ValidationError) -> str:
     name = ".".join(str(part) for part in first["loc"])
     if first["type"] != "extra_forbidden":
         return explain(error)
+    name = shorten(name)
     group, _, key = name.rpartition(".")
     model = getattr(ReconstructConfig(), group, None)
     known = type(model).model_fields if isinstance(model, Settings) else ReconstructConfig.model_fields
