@@ -23,6 +23,7 @@ from cryoai.poses.search import (
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
+from cryoai.run.streams import numpy_stream
 from cryoai.tensors import ParticleBatch
 from cryoai.training.make import make_trainer
 from cryoai.training.sources import BatchSource, RealParticles, SimulatedParticles
@@ -87,7 +88,7 @@ def train_on_map(
     """
     options = config.hybrid
     radius = float(min(config.bootstrap.last_radius, data.disk.radius[-1]))
-    rows = np.random.default_rng(config.seed).permutation(data.usable_rows)
+    rows = numpy_stream(config.seed, "encoder images").permutation(data.usable_rows)
     pool = data.batch(np.sort(rows[:_POOL]), radius)
     settings = options.training(radius, config.bootstrap.max_shift_box_lengths)
     volume = start.volume.to(data.device)

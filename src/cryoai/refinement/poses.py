@@ -9,15 +9,16 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.image_formation import form_images_quickly, residual_power
 from cryoai.physics.insertion import Inserter
-from cryoai.physics.slicing import FourierVolume
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
@@ -33,7 +34,7 @@ def reconstruct_halves(
     data: ParticleData,
     state: RefinementState,
     radius: float,
-    diameter: float | None,
+    diameter_px: float | None,
     on_chunk: OnChunk = lambda done: None,
 ) -> HalfMaps:
     """Half-maps from the current poses.
@@ -44,8 +45,32 @@ def reconstruct_halves(
         Particles and their poses.
     radius
         Largest shell inserted.
-    diameter
-        px of the particle, if known.
+    diameter_px
+        Of the particle, if known.
+    on_chunk
+        Called with the particles done so far.
+    """
+    first, second = insert_particles(data, state, radius, on_chunk=on_chunk)
+    return make_half_maps((first, second), radius, data.pixel_size, diameter_px)
+
+
+def insert_particles(
+    data: ParticleData,
+    state: RefinementState,
+    radius: float,
+    rows: Int[np.ndarray, " m"] | None = None,
+    on_chunk: OnChunk = lambda done: None,
+) -> tuple[VolumeAccumulator, VolumeAccumulator]:
+    """What the particles of each half add up to at their current poses.
+
+    Parameters
+    ----------
+    data, state
+        Particles and their poses.
+    radius
+        Largest shell inserted.
+    rows
+        Which particles; by default all that take part.
     on_chunk
         Called with the particles done so far.
     """
@@ -57,9 +82,8 @@ def reconstruct_halves(
             portion.image_of,
         )  # fmt: skip
 
-    map_particles(data, References(state.half), insert, radius=radius, on_chunk=on_chunk)
-    first, second = (inserter.result() for inserter in inserters)
-    return make_half_maps((first, second), radius, data.pixel_size, diameter)
+    map_particles(data, References(state.half), insert, rows, radius, on_chunk)
+    return inserters[0].result(), inserters[1].result()
 
 
 def update_noise(

@@ -12,13 +12,12 @@ from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
-from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import refine_poses
 from cryoai.refinement.confidence import fit_quality
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
-from cryoai.refinement.poses import fit_gain
+from cryoai.refinement.poses import fit_gain, insert_particles
 from cryoai.refinement.state import RefinementState
 
 # Particles that show it: at most so many, a tenth of the set at a time, so that the map is hardly worse without.
@@ -86,15 +85,6 @@ def _map_without(
     data: ParticleData, state: RefinementState, halves: HalfMaps, rows: Int[np.ndarray, " m"]
 ) -> FourierVolume:
     """The map of both halves with some particles taken out of the sums again."""
-    inserters = [Inserter(data.disk.box_size, halves.radius, device=data.device) for _ in (0, 1)]
-
-    def insert(portion: Portion) -> None:
-        inserters[portion.map_index].add(
-            portion.batch, state.rotation[portion.rows], state.translation[portion.rows], state.noise_power,
-            portion.image_of,
-        )  # fmt: skip
-
-    map_particles(data, References(state.half), insert, rows, halves.radius)
-    pairs = zip(halves.accumulators, inserters, strict=True)
-    first, second = (total + inserter.result().scaled(-1.0) for total, inserter in pairs)
+    pairs = zip(halves.accumulators, insert_particles(data, state, halves.radius, rows), strict=True)
+    first, second = (total + own.scaled(-1.0) for total, own in pairs)
     return volume_from_map(replace(halves, accumulators=(first, second)).wiener_map())
