@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from cryoai import evaluate_reconstruction, read_map, read_particles
-from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
@@ -43,18 +41,9 @@ def quick_config() -> ReconstructConfig:
     )
 
 
-@pytest.fixture(scope="session")
-def evaluate_on_simulated(simulated: Path) -> Callable[[Path], Evaluation]:
-    """What the folder of a run of `simulated` is worth."""
-
-    def evaluate(run: Path) -> Evaluation:
-        found, true = (read_particles(folder / "particles.star") for folder in (run, simulated))
-        return evaluate_reconstruction(
-            estimated_map=read_map(run / "map.mrc"),
-            true_map=read_map(simulated / "true_map.mrc"),
-            estimated_pose=found.pose,
-            true_pose=true.pose,
-            pixel_size=8.0,
-        )
-
-    return evaluate
+@pytest.fixture(scope="module")
+def no_near_symmetries() -> Iterator[None]:
+    """Looking for the map's near-symmetries takes longer than all else in a short run, and has its own tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
+        yield

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import mrcfile
 import numpy as np
+import pandas as pd
 import pytest
-import starfile
 import torch
+from star_blocks import read_blocks, write_blocks
 
 from cryoai import (
     InputError,
@@ -51,6 +52,8 @@ OUTPUTS = (
 COLUMNS = ("cryoaiConfidence", "cryoaiRotationStdDeg", "cryoaiTranslationStdAngst")
 MIRROR = torch.diag(torch.tensor([1.0, 1.0, -1.0]))
 
+pytestmark = pytest.mark.usefixtures("no_near_symmetries")
+
 
 class Listening(Progress):
     """Keeps what it is told; raises in the middle of a step if asked, as a killed process would stop there."""
@@ -76,14 +79,6 @@ class Listening(Progress):
 
     def warn(self, message: str) -> None:
         self.warnings.append(message)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def no_near_symmetries() -> Iterator[None]:
-    """Looking for the map's near-symmetries takes longer than all else here, and has its own tests."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -123,8 +118,8 @@ def assert_same_results(one: Path, other: Path) -> None:
     assert first == second
 
 
-def table_of(star: Path):
-    return starfile.read(star, always_dict=True)["particles"]
+def table_of(star: Path) -> pd.DataFrame:
+    return read_blocks(star)["particles"]
 
 
 # From scratch
@@ -387,9 +382,9 @@ def read_images(star: Path) -> np.ndarray:
 def write_particles(folder: Path, like: Path, images: np.ndarray, pixel_size: float = 4.0) -> Path:
     """Other images with the metadata of a set."""
     folder.mkdir(exist_ok=True)
-    blocks = starfile.read(like, always_dict=True)
+    blocks = read_blocks(like)
     blocks["optics"] = blocks["optics"].assign(rlnImagePixelSize=pixel_size, rlnImageSize=images.shape[-1])
-    starfile.write(blocks, folder / "particles.star")
+    write_blocks(blocks, folder / "particles.star")
     with StackWriter(folder / "particles.mrcs", len(images), images.shape[-1], pixel_size) as writer:
         writer.write(np.ascontiguousarray(images, np.float32))
     return folder / "particles.star"
@@ -488,11 +483,11 @@ def test_images_with_fewer_pixels_than_the_run_are_refused(run_folder: Path, lar
 def test_output_keeps_every_input_column(
     run_folder: Path, cropped: Path, found: InferredPoses, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    blocks = starfile.read(cropped, always_dict=True)
+    blocks = read_blocks(cropped)
     blocks["particles"]["rlnCoordinateX"] = np.arange(60) * 1.5
     blocks["particles"]["myOwnColumn"] = [f"name{i}" for i in range(60)]
     shutil.copytree(cropped.parent, tmp_path / "in")
-    starfile.write(blocks, tmp_path / "in" / "particles.star")
+    write_blocks(blocks, tmp_path / "in" / "particles.star")
     out = tmp_path / "new folder" / "posed.star"
     main(["infer", str(tmp_path / "in" / "particles.star"), "--run", str(run_folder), "-o", str(out)])
     said = capsys.readouterr().out

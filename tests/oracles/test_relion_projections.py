@@ -78,6 +78,7 @@ def test_our_ctf_images_are_relions(shared_data):
     folder = shared_data / "golden/relion_project_ctf_24x64"
     particles = read_particles(folder / "relion_proj_batch.star", check_stacks=False)
     pixel_size = particles.pixel_size
+    assert pixel_size is not None and particles.ctf is not None
     # RELION's projector leaves out what lies beyond the circle of 31 shells.
     disk = make_fourier_disk(64, 31.0)
     observed = images_to_disk(read_stack(folder / "relion_proj_batch.mrcs"), disk)
@@ -140,6 +141,7 @@ def test_relion_projects_as_we_do(simulated, flags):
     disk = make_fourier_disk(32)
     observed = images_to_disk(torch.from_numpy(StackReader(folder / f"{root}.mrcs").read(np.arange(500))), disk)
     particles = read_particles(folder / "particles.star")
+    assert particles.ctf is not None
     ours = form_images(
         volume_from_map(torch.from_numpy(true_map.density)),
         torch.from_numpy(particles.pose.rotation).float(),

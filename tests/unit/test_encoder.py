@@ -27,7 +27,7 @@ from cryoai.poses.encoder import (
     make_blur_matrices,
     standardise,
 )
-from cryoai.poses.encoder_input import make_encoder_images, turn_by_pi, undo_turn
+from cryoai.poses.encoder_input import CtfTreatment, make_encoder_images, turn_by_pi, undo_turn
 from cryoai.poses.grid_head import GridHead, GridHeadSettings
 from cryoai.poses.heads import HEADS, AnchoredHead, AnchoredHeadSettings, S2S2Head, rotation_from_six
 from cryoai.poses.pose_encoder import make_pose_encoder
@@ -104,7 +104,8 @@ def test_encoder_images_treat_ctf_and_shells():
     disk = make_fourier_disk(16)
     weight = torch.rand(batch.disk.shell_count, generator=generator())
     n = len(disk)
-    for treatment, factor in (("flip", batch.ctf.sign()), ("multiply", batch.ctf)):
+    treatments: dict[CtfTreatment, torch.Tensor] = {"flip": batch.ctf.sign(), "multiply": batch.ctf}
+    for treatment, factor in treatments.items():
         images = make_encoder_images(batch, 16, ctf=treatment, weight=weight)
         expected = (batch.images * factor * weight[batch.disk.shell])[:, :n]
         torch.testing.assert_close(images_to_disk(images, disk), expected, atol=1e-5, rtol=1e-5)
@@ -298,7 +299,9 @@ def test_grid_head_keeps_the_likeliest_in_order():
 
 def test_grid_head_offsets_are_bounded_and_left_multiplied():
     head = GridHead(FEATURES, BOX_LENGTH, GridHeadSettings(hypotheses=100))
-    torch.nn.init.normal_(head.offset_mlp[-1].weight, generator=generator())
+    last = head.offset_mlp[-1]
+    assert isinstance(last, torch.nn.Linear)
+    torch.nn.init.normal_(last.weight, generator=generator())
     features = torch.randn(4, FEATURES, generator=generator())
     index = torch.randint(0, 100, (4, 6), generator=generator())
     assert head.offset(1e3 * features, index).abs().max().item() == pytest.approx(so3_grid_spacing(100))
@@ -352,4 +355,5 @@ def test_first_weights_depend_on_the_seed_alone():
     assert torch.equal(torch.random.get_rng_state(), state)
     for name, value in first.state_dict().items():
         assert torch.equal(value, again.state_dict()[name]), name
-    assert not torch.equal(first.encoder.backbone[0].weight, other.encoder.backbone[0].weight)
+    name = "encoder.backbone.0.weight"
+    assert not torch.equal(first.get_parameter(name), other.get_parameter(name))

@@ -67,6 +67,7 @@ def make_scene(
         Map(density.numpy(), VOXEL_SIZE), SimulationSettings(count, snr_db=snr_db, shift_sigma=8.0, seed=1)
     )
     (chunk,) = simulator.chunks()
+    assert chunk.ctf is not None
     disk = make_fourier_disk(box)
     batch = ParticleBatch(
         images_to_disk(torch.from_numpy(chunk.images), disk),
@@ -186,8 +187,10 @@ def test_half_map_fsc_foretells_the_agreement_with_the_truth():
     assert halves.fsc.voxel_size == VOXEL_SIZE
     with_truth = compute_fsc(halves.wiener_map(), scene.truth, make_soft_sphere(48)).crossing(0.5)
     assert halves.fsc.crossing(0.143) == pytest.approx(with_truth, abs=2.0)
-    expected = compute_fsc(*halves.unfiltered, halves.mask)
-    np.testing.assert_allclose(halves.fsc.correlation, expected.correlation)
+    # What the mask makes is not believed: where the half-maps hardly agree, the mask alone would show more.
+    masked = compute_fsc(*halves.unfiltered, halves.mask).correlation
+    np.testing.assert_allclose(halves.fsc.correlation[:3], masked[:3])
+    assert (halves.fsc.correlation - masked).max() < 0.05 and (masked - halves.fsc.correlation).mean() > 0.002
 
 
 def test_ssnr_from_the_fsc():
@@ -239,7 +242,8 @@ def test_mirrored_halves_give_the_mirrored_maps(box):
     anew = make_half_maps(mirrored.accumulators, halves.radius, VOXEL_SIZE, None)
     for found, expected in zip(anew.unfiltered, mirrored.unfiltered, strict=True):
         torch.testing.assert_close(found[inner], expected[inner], atol=1e-4 * float(expected.max()), rtol=0)
-    np.testing.assert_allclose(anew.fsc.correlation, halves.fsc.correlation, atol=0.02)
+    one, other = (compute_fsc(*maps.unfiltered, maps.mask).correlation for maps in (anew, halves))
+    np.testing.assert_allclose(one, other, atol=0.02)
 
 
 @pytest.mark.parametrize("box", [32, 33])

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import ArrayLike
 from scipy.spatial.transform import Rotation
 
 from cryoai.errors import InputError
@@ -16,8 +17,8 @@ POSE = [("alignments3D/pose", "f4", 3), ("alignments3D/shift", "f4", 2)]
 POSE += [("alignments3D/psize_A", "f4"), ("alignments3D/split", "u4")]
 
 
-def make_cs(path, fields, *, stack=b"J12/extract/a.mrcs", order=None, **values):
-    rows = np.zeros(COUNT, dtype=fields)
+def make_cs(path, fields, *, stack: ArrayLike = b"J12/extract/a.mrcs", order=None, **values):
+    rows = np.zeros(COUNT, dtype=np.dtype(fields))
     defaults = {
         "uid": [2**63 + 5, 2, 3], "blob/path": stack, "blob/idx": [2, 0, 1], "blob/shape": 8,
         "blob/psize_A": 1.5, "blob/sign": -1, "ctf/df1_A": 12000, "ctf/df2_A": 11000,

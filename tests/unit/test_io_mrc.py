@@ -15,7 +15,7 @@ from cryoai.types import Map
 DTYPES = {0: "i1", 1: "i2", 2: "f4", 6: "u2", 12: "f2"}
 
 
-def make_file(path, data, voxel_size=1.5, volume=False):
+def make_file(path, data, voxel_size: float | tuple[float, float, float] = 1.5, volume=False):
     with mrcfile.new(path, overwrite=True) as file:
         file.set_data(data)
         if volume:

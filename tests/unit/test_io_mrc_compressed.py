@@ -78,6 +78,7 @@ def open_files():
 
 @pytest.mark.skipif(not os.path.isdir("/proc/self/fd"), reason="needs /proc")
 def test_many_compressed_stacks_keep_few_files_open_and_none_when_done(tmp_path):
+    gc.collect()  # what other tests have left open
     before = open_files()
     images = numbers(3, 4)
     readers = [StackReader(write_stack(tmp_path / f"{i}.mrcs", images + i, ".gz")) for i in range(20)]

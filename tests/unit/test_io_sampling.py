@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+from star_blocks import read_blocks, write_blocks
 
 from cryoai import InputError, ReconstructConfig, reconstruct
 from cryoai.cli.info import info
@@ -45,7 +46,7 @@ def write_star(path, optics=None, **particles):
         "optics": pd.DataFrame({"rlnOpticsGroup": [1], **{name: [value] for name, value in optics.items()}}),
         "particles": pd.DataFrame({**table, "rlnOpticsGroup": [1] * COUNT}),
     }
-    starfile.write(blocks, path)
+    write_blocks(blocks, path)
     return path
 
 
@@ -76,6 +77,11 @@ def refusal(path):
     return caught.value
 
 
+def advice_of(error: InputError) -> str:
+    assert error.advice is not None
+    return error.advice
+
+
 OLD = {"rlnImageSize": 128, "rlnImagePixelSize": 2.0}
 
 
@@ -87,7 +93,7 @@ def test_old_star_of_a_downsampled_stack(tmp_path):
     assert follow(error, path) == [8]
     note = next(n for n in read_particles(path, pixel_size=8).notes if "128 px" in n)
     assert "32 px" in note and "8 Å, as given" in note
-    assert "write rlnImageSize 32 and rlnImagePixelSize 8 in the STAR file" in error.advice
+    assert "write rlnImageSize 32 and rlnImagePixelSize 8 in the STAR file" in advice_of(error)
     corrected = write_star(tmp_path / "q.star", {"rlnImageSize": 32, "rlnImagePixelSize": 8.0})
     assert read_particles(corrected).pixel_size == 8
     assert (
@@ -102,13 +108,13 @@ def test_old_star_of_a_stack_whose_header_does_not_tell(tmp_path, header):
     path = write_star(tmp_path / "p.star", OLD)
     error = refusal(path)
     assert follow(error, path) == [8, 2]
-    assert "8 if they were rescaled, --pixel-size 2 if they were cut" in error.advice
+    assert "8 if they were rescaled, --pixel-size 2 if they were cut" in advice_of(error)
 
 
 def test_box_without_any_pixel_size(tmp_path):
     make_stack(tmp_path / "a.mrcs", pixel_size=0)
     path = write_star(tmp_path / "p.star", {"rlnImageSize": 128})
-    assert "give --pixel-size (Å, of the images of 32 px)" in refusal(path).advice
+    assert "give --pixel-size (Å, of the images of 32 px)" in advice_of(refusal(path))
     assert read_particles(path, pixel_size=3).pixel_size == 3
 
 
@@ -117,7 +123,7 @@ def test_old_cs_of_a_downsampled_stack(tmp_path):
     path = write_cs(tmp_path / "p.cs", 128, 2.0)
     error = refusal(path)
     assert "blob/shape says 128 px at 2 Å, the images of a.mrcs have 32 px at 8 Å" in error.why
-    assert "STAR" not in error.advice
+    assert "STAR" not in advice_of(error)
     assert follow(error, path) == [8]
     assert read_particles(write_cs(tmp_path / "q.cs", 32, 8.0)).pixel_size == 8
 
@@ -125,9 +131,9 @@ def test_old_cs_of_a_downsampled_stack(tmp_path):
 def test_box_of_groups_that_no_particle_uses_does_not_matter(tmp_path):
     make_stack(tmp_path / "a.mrcs")
     path = write_star(tmp_path / "p.star", {"rlnImageSize": 32, "rlnImagePixelSize": 8.0})
-    blocks = starfile.read(path)
+    blocks = read_blocks(path)
     other = blocks["optics"].assign(rlnOpticsGroup=2, rlnImageSize=256, rlnImagePixelSize=8.0)
-    starfile.write({**blocks, "optics": pd.concat([blocks["optics"], other])}, path)
+    write_blocks({**blocks, "optics": pd.concat([blocks["optics"], other])}, path)
     assert read_particles(path).pixel_size == 8
 
 
@@ -208,6 +214,7 @@ def test_what_is_given_is_written(tmp_path):
         tmp_path / "p.star", OLD, **dict.fromkeys(("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi"), [0.0] * COUNT)
     )
     particles = read_particles(path, pixel_size=8)
+    assert particles.pose is not None
     write_particles_star(tmp_path / "out.star", particles, particles.pose)
     again = read_particles(tmp_path / "out.star")
     assert again.pixel_size == 8 and not [n for n in again.notes if "px" in n]
@@ -232,7 +239,7 @@ def test_header_that_cannot_be_meant(tmp_path, size):
     make_stack(tmp_path / "a.mrcs", pixel_size=size)
     for path in (write_star(tmp_path / "p.star"), tmp_path / "a.mrcs"):
         error = refusal(path)
-        assert f"{size:g} Å, cannot be meant" in error.why and "--pixel-size" in error.advice
+        assert f"{size:g} Å, cannot be meant" in error.why and "--pixel-size" in advice_of(error)
         assert read_particles(path, pixel_size=2).pixel_size == 2
         looked_at = read_particles(path, check_stacks=False)
         assert looked_at.pixel_size is None and any("cannot be meant" in n for n in looked_at.notes)
@@ -240,7 +247,7 @@ def test_header_that_cannot_be_meant(tmp_path, size):
 
 def test_header_with_the_boxs_length_for_a_pixel(tmp_path):
     path = set_header(make_stack(tmp_path / "a.mrcs", box=32), cell=(64, 64), samples=(1, 1))
-    assert refusal(path).advice == "give --pixel-size (Å), perhaps 2"
+    assert advice_of(refusal(path)) == "give --pixel-size (Å), perhaps 2"
 
 
 @pytest.mark.parametrize("size", [60.0, 0.15])

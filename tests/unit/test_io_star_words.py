@@ -244,4 +244,4 @@ def test_stacks_whose_names_could_not_be_written_are_refused_when_read(folder):
     with pytest.raises(InputError, match="cannot be written in a STAR file; rename"):
         read_particles(path)
     with pytest.raises(InputError, match="cannot be written in a STAR file; rename"):
-        read_particles(star(folder, ["1@a.mrcs x 1"]), datadir=path.parent)
+        read_particles(star(folder, ["1@a.mrcs x 9000"]), datadir=path.parent)

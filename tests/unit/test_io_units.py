@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import starfile
+from star_blocks import read_blocks, write_blocks
 
 from cryoai import InputError
 from cryoai.io import StackWriter, read_particles, write_particles_star
@@ -67,7 +68,7 @@ def write(folder, kind, **changes):
     optics = {"rlnOpticsGroup": [1], "rlnImagePixelSize": [2.0], **{name: values[name][:1] for name in OPTICS}}
     table = {**names, **{n: v for n, v in values.items() if n not in OPTICS}, "rlnOpticsGroup": 1}
     blocks = {"optics": pd.DataFrame(optics), "particles": pd.DataFrame(table)}
-    starfile.write(blocks, path, float_format="%.12g")
+    write_blocks(blocks, path, float_format="%.12g")
     return path
 
 
@@ -173,7 +174,7 @@ def test_one_microscope_is_assumed_by_reading_writing_and_simulating(folder):
     starfile.write(pd.DataFrame(values), folder / "p.star")
     particles = read_particles(folder / "p.star")
     write_particles_star(folder / "out.star", replace(particles, ctf=None), Pose(np.eye(3)[None], np.zeros((1, 2))))
-    written = starfile.read(folder / "out.star")["optics"]
+    written = read_blocks(folder / "out.star")["optics"]
     for ctf in (particles.ctf, draw_ctf(1, np.random.default_rng(0))):
         assert astuple(assumed) == tuple(float(getattr(ctf, name)[0]) for name in vars(assumed))
     assert astuple(assumed) == tuple(written[list(OPTICS)].iloc[0])

@@ -304,8 +304,10 @@ def test_undoing_the_turn_twice_changes_nothing() -> None:
 # Gradients
 
 
-def last_weight(part: str, mlp: torch.nn.Sequential) -> str:
-    """The name of the weight of a head's last layer."""
+def last_weight(model: AmortizedModel, part: str) -> str:
+    """The name of the weight of the last layer of a part of the head."""
+    mlp = model.encoder.head.get_submodule(part)
+    assert isinstance(mlp, torch.nn.Sequential)
     return f"encoder.head.{part}.{len(mlp) - 1}.weight"
 
 
@@ -322,9 +324,8 @@ def test_the_symmetrised_loss_reaches_encoder_and_volume(volume: FourierVolume, 
     )
     found = gradients(model(StepInput(batch, scorer_for(volume, batch), 0)), model)
     assert all(gradient.isfinite().all() for gradient in found.values())
-    head = model.encoder.head
     # The last layer of the translations is zero at first, so that nothing before it learns in the first step.
-    last = (last_weight("rotation", head.rotation), last_weight("translation.mlp", head.translation.mlp))
+    last = (last_weight(model, "rotation"), last_weight(model, "translation.mlp"))
     parts = [name for name in found if name.startswith("volume.")]
     assert parts
     for name in ("encoder.encoder.backbone.0.weight", *last, *parts):
@@ -349,14 +350,13 @@ def test_only_the_winner_among_the_hypotheses_is_trained(volume: FourierVolume) 
     won = set(torch.stack(costs).argmin(0).tolist())
     assert 1 < len(won) < count
     found = gradients(model(StepInput(batch, scorer, 0)), model)
-    head = model.encoder.head
-    rotation = found[last_weight("rotation", head.rotation)].view(count, -1)
-    shift = found[last_weight("translation_delta.mlp", head.translation_delta.mlp)].view(count, -1)
+    rotation = found[last_weight(model, "rotation")].view(count, -1)
+    shift = found[last_weight(model, "translation_delta.mlp")].view(count, -1)
     for k in range(count):
         assert (rotation[k].abs().max() > 0) == (k in won)
         assert (shift[k].abs().max() > 0) == (k in won)
     # The head's own weights learn about losers too: that they lose.
-    weights = found[last_weight("log_weight", head.log_weight).removesuffix("weight") + "bias"]
+    weights = found[last_weight(model, "log_weight").removesuffix("weight") + "bias"]
     assert (weights != 0).all()
     assert (weights[sorted(won)].min() < 0) and all(weights[k] > 0 for k in range(count) if k not in won)
 
@@ -688,7 +688,7 @@ def test_nothing_but_nan_ends_training(volume: FourierVolume, kind: str) -> None
 
 def test_a_bad_batch_now_and_then_does_not_end_training(volume: FourierVolume) -> None:
     settings = change(SETTINGS, steps=44, encoder_start=100, march_steps=0)
-    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), settings=settings)
+    trainer = trainer_for(Repeated(volume, spoilt=tuple(range(1, 44, 2)), rows=16), "s2s2", settings)
     trainer.train()
     assert trainer.skipped == 22
 

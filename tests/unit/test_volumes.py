@@ -184,6 +184,7 @@ def test_the_unpadded_grid_approximates_the_map(box):
     blobs, disk = make_blobs(box), make_fourier_disk(box, RADIUS)
     rotation = random_rotations(4, generator())
     volume = make_volume("fourier_grid", box, padding=1)
+    assert isinstance(volume, FourierGrid)
     volume.set_map(blobs)
     truth = slice_volume(volume_from_map(blobs), rotation, disk)
     assert relative_error(volume.slice(rotation, disk), truth) < 0.15

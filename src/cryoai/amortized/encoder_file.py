@@ -23,7 +23,7 @@ _FORMAT = 2
 _PARTS = {
     "settings": dict, "weights": dict, "symmetrized": bool, "box_size": int, "pixel_size": float,
     "radius": float, "noise_power": torch.Tensor, "image_power": torch.Tensor, "mirrored": bool,
-    "contrast": int, "fit_centre": float, "fit_spread": float,
+    "contrast": int, "input_sign": int, "fit_centre": float, "fit_spread": float,
 }  # fmt: skip
 
 
@@ -47,6 +47,8 @@ class TrainedEncoder:
         Whether the run's map was mirrored after training, so that its poses have to be, too.
     contrast
         1 where the run's images had white protein, -1 where it was black.
+    input_sign
+        -1 where the encoder learned from images with black protein, taken for white.
     fit_centre, fit_spread
         How well the run's particles fit its map: what the fit of new ones is compared with.
     """
@@ -60,6 +62,7 @@ class TrainedEncoder:
     image_power: Float[Tensor, " image_shells"]
     mirrored: bool = False
     contrast: int = 1
+    input_sign: int = 1
     fit_centre: float = 0.0
     fit_spread: float = 1.0
 

@@ -52,7 +52,7 @@ class AmortizedResult:
     @property
     def shared_shells(self) -> float:
         """Shells that encoder and volume have seen of all particles, whatever half they will be in."""
-        box = self.trained.encoder.settings.encoder.box_size
+        box = self.trained.encoder.settings.box_size
         return max(self.radius, min(self.trained.radius, full_radius(box)))
 
 

@@ -59,6 +59,7 @@ class EncoderInference:
         settings = self._encoder.settings
         inside = batch.prefix(self._trained.radius)
         images = make_encoder_images(inside, settings.box_size, ctf=settings.ctf).to(self._device)
+        images = images * self._trained.input_sign
         found = pose_both_ways(self._encode, images) if self._trained.symmetrized else self._encode(images)
         if self._trained.mirrored:
             mirror = torch.diag(torch.tensor([1.0, 1.0, -1.0]))

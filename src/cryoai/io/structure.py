@@ -36,8 +36,13 @@ def read_structure(path: str | Path) -> gemmi.Structure:
         Missing, unreadable, or without atoms.
     """
     path = Path(path)
-    if not path.is_file():
-        raise InputError("there is no such file", file=path)
+    try:
+        # Opened here first: gemmi's words do not tell a file that may not be read from one with wrong content.
+        open(path, "rb").close()
+    except FileNotFoundError as error:
+        raise InputError("there is no such file", file=path) from error
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", file=path) from error
     try:
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError, OSError) as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -64,7 +65,15 @@ class CoefficientCache:
         self._written += len(rows)
 
     def read(self, rows: Int[np.ndarray, " m"], length: int | None = None) -> Complex[np.ndarray, "m k"]:
-        """Rows in any order, cut to ``length`` coefficients; runs of consecutive rows are read at once."""
+        """Rows in any order, cut to ``length`` coefficients; runs of consecutive rows are read at once.
+
+        Threads may read at the same time: no place in the file is remembered between reads.
+
+        Raises
+        ------
+        CryoAIError
+            The scratch file has become shorter, or cannot be read.
+        """
         length = self._length if length is None else length
         if self._memory is not None:
             return self._memory[rows, :length]
@@ -73,10 +82,23 @@ class CoefficientCache:
         for run in np.split(np.arange(len(rows)), breaks):
             for start in range(0, len(run), _ROWS_AT_ONCE):
                 part = run[start : start + _ROWS_AT_ONCE]
-                self._file.seek(int(rows[part[0]]) * self._row_bytes)
-                block = np.frombuffer(self._file.read(len(part) * self._row_bytes), np.complex64)
-                out[part] = block.reshape(len(part), -1)[:, :length]
+                block = self._read_at(int(rows[part[0]]) * self._row_bytes, len(part) * self._row_bytes)
+                out[part] = np.frombuffer(block, np.complex64).reshape(len(part), -1)[:, :length]
         return out
+
+    def _read_at(self, place: int, wanted: int) -> bytes:
+        """Bytes of the scratch file, all of them or an error."""
+        parts = []
+        while wanted:
+            try:
+                part = os.pread(self._file.fileno(), wanted, place)
+            except OSError as error:
+                raise CryoAIError(f"cannot read the scratch file ({error.strerror})") from error
+            if not part:
+                raise CryoAIError("the scratch file has become shorter; start again with --resume")
+            parts.append(part)
+            place, wanted = place + len(part), wanted - len(part)
+        return b"".join(parts)
 
     def close(self) -> None:
         """Forget the rows and remove the scratch file."""

@@ -14,7 +14,7 @@ import pandas as pd
 from jaxtyping import Bool, Float, Int
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
-from scipy.spatial import cKDTree
+from scipy.spatial import KDTree
 
 from cryoai.types import ParticleSet
 
@@ -146,14 +146,14 @@ def _overlapping(particles: ParticleSet, table: pd.DataFrame) -> Int[np.ndarray,
     names = ("rlnMicrographName", "rlnCoordinateX", "rlnCoordinateY")
     if particles.box_size is None or not all(name in table for name in names):
         return np.empty((0, 2), int)
-    place = np.stack([_numbers(table[name]) for name in names[1:]], axis=1)
+    place = np.stack([_numbers(table, name) for name in names[1:]], axis=1)
     reach = _OVERLAP_SHARE * particles.box_size * _pixels_of_micrograph(particles)
     known = np.isfinite(place).all(1)
     pairs = [np.empty((0, 2), int)]
     for rows in pd.Series(np.flatnonzero(known)).groupby(_codes(table[names[0]].astype(str).to_numpy(str))[known]):
         at = rows[1].to_numpy()
         if len(at) > 1:
-            pairs.append(at[cKDTree(place[at]).query_pairs(reach, output_type="ndarray")])
+            pairs.append(at[KDTree(place[at]).query_pairs(reach, output_type="ndarray")])
     return np.concatenate(pairs)
 
 
@@ -163,7 +163,7 @@ def _pixels_of_micrograph(particles: ParticleSet) -> float:
     for block in (source.particles, source.optics):
         for name in ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize"):
             if block is not None and name in block and particles.pixel_size:
-                size = float(np.nanmedian(_numbers(block[name])))
+                size = float(np.nanmedian(_numbers(block, name)))
                 if np.isfinite(size) and size > 0:
                     return particles.pixel_size / size
     return 1.0
@@ -178,5 +178,6 @@ def _tubes(table: pd.DataFrame) -> Int[np.ndarray, " n"] | None:
     return _codes((tube + "@" + where).to_numpy(str))
 
 
-def _numbers(column: pd.Series) -> Float[np.ndarray, " n"]:
-    return pd.to_numeric(column.astype(object), errors="coerce").to_numpy(float)
+def _numbers(table: pd.DataFrame, name: str) -> Float[np.ndarray, " n"]:
+    """A column as numbers; NaN where it holds none."""
+    return np.asarray(pd.to_numeric(table[name].astype(object), errors="coerce"), float)

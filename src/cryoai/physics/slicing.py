@@ -49,6 +49,10 @@ class FourierVolume:
         """The same volume on another device."""
         return FourierVolume(self.values.to(device), self.box_size, self.padding)
 
+    def negated(self) -> FourierVolume:
+        """The other contrast."""
+        return FourierVolume(-self.values, self.box_size, self.padding)
+
     def mirrored(self) -> FourierVolume:
         """The other hand, z → -z: the transform of the reflected map is reflected itself, on this grid exactly."""
         return FourierVolume(self.values.flip(0), self.box_size, self.padding)
@@ -81,6 +85,10 @@ class VolumeAccumulator:
     def cpu(self) -> VolumeAccumulator:
         """The same sums in the host's memory."""
         return VolumeAccumulator(self.numerator.cpu(), self.weight.cpu(), self.box_size, self.padding)
+
+    def negated(self) -> VolumeAccumulator:
+        """The other contrast: what was inserted with the other sign."""
+        return VolumeAccumulator(-self.numerator, self.weight, self.box_size, self.padding)
 
     def mirrored(self) -> VolumeAccumulator:
         """What the same particles add up to at the poses of the other hand (z → -z)."""

@@ -6,6 +6,7 @@ import tempfile
 from pathlib import Path
 
 from cryoai.amortized.from_scratch import train_from_scratch
+from cryoai.reconstruction.processes import cores_shared
 from cryoai.reconstruction.reading import read_training_data, understand
 from cryoai.reconstruction.run_folder import fingerprint
 from cryoai.run.checkpoint import Checkpoint
@@ -35,6 +36,7 @@ def assist(
         data = read_training_data(particles, config, Path(scratch), Progress())
         try:
             checkpoint = Checkpoint(Path(output) / "checkpoint", fingerprint(particles, config))
-            train_from_scratch(data, config, checkpoint, Progress())
+            with cores_shared():
+                train_from_scratch(data, config, checkpoint, Progress())
         finally:
             data.close()

@@ -16,6 +16,7 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.noise import estimate_shell_power
+from cryoai.reconstruction.processes import cores_shared
 from cryoai.refinement.poses import reconstruct_halves, update_noise
 from cryoai.refinement.rounds import assign_all, diameter_px, own_references
 from cryoai.refinement.state import RefinementState, start_refinement
@@ -129,7 +130,7 @@ def _by_encoder_from_scratch(data: ParticleData, run: Run, training: AmortizedRe
     """Encoder and volume from scratch, then every particle's pose from them."""
     config = run.config
     if training is None:
-        with run.timed("training"):
+        with run.timed("training"), cores_shared():
             training = train_from_scratch(data, config, run.checkpoint, run.progress)
     # Half-maps that start from one wrong map agree; only another beginning tells.
     run.progress.say("Trained once: whether another --seed would find the same map is not known")

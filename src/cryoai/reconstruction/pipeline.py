@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from cryoai.amortized.posing import fit_to_run
 from cryoai.errors import CryoAIError
 from cryoai.metrics.fsc import phase_randomised_fsc
+from cryoai.particles.contrast import contrast_of_map
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.judge import Judgement
 from cryoai.reconstruction.first_poses import FirstPoses, find_first_poses
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.processes import process_rank
 from cryoai.reconstruction.reading import read_and_judge, train_on_subset, understand
-from cryoai.reconstruction.result import ReconstructionResult, mirror_result
+from cryoai.reconstruction.result import ReconstructionResult, mirror_result, negate_result
 from cryoai.reconstruction.run_folder import prepare_folder
 from cryoai.refinement.rounds import RoundSummary, finish, refine
 from cryoai.refinement.state import RefinementState
@@ -84,10 +89,29 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ReconstructionResult
         result = _conclude(data, particles, output, run, first, state, rounds)
     finally:
         data.close()
+    result = _settle_contrast(result, data.judgement, run)
     if run.config.invert_hand:
         result = mirror_result(result)
     write_outputs(result)
     return result
+
+
+def _settle_contrast(result: ReconstructionResult, judgement: Judgement, run: Run) -> ReconstructionResult:
+    """Where the images did not tell whether protein is white, the map does: poses do not depend on it."""
+    shown = contrast_of_map(torch.from_numpy(result.density))
+    open_question = run.config.invert_contrast == "auto" and result.particles.contrast_sign is None
+    if open_question and not judgement.contrast_is_sure and shown != 0:
+        colour = "white" if judgement.contrast * shown > 0 else "black"
+        run.progress.say(f"Protein is {colour} in these images, as the map shows")
+        return result if shown > 0 else negate_result(result)
+    if shown < 0:
+        run.warn("the map looks inside out: protein is darker than the solvent (see --invert-contrast)")
+    elif open_question and not judgement.contrast_is_sure:
+        run.warn(
+            "whether protein is white or black could be told neither from the images nor from the map; white is "
+            "assumed (--invert-contrast yes if the map comes out inside out)"
+        )
+    return replace(result, warnings=tuple(run.warnings))
 
 
 def _conclude(

@@ -17,7 +17,7 @@ from cryoai.reconstruction.checks import (
     choose_device,
     working_box,
 )
-from cryoai.reconstruction.processes import check_processes
+from cryoai.reconstruction.processes import check_processes, cores_shared
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
@@ -126,7 +126,7 @@ def train_on_subset(particles: ParticleSet, output: Path, run: Run) -> tuple[Amo
         data = read_training_data(particles, config, output, run.progress)
     try:
         _check_usable(data, particles, config)
-        with run.timed("training"):
+        with run.timed("training"), cores_shared():
             training = train_from_scratch(data, config, run.checkpoint, run.progress)
         return training, data.judgement.contrast
     finally:

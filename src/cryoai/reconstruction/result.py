@@ -113,3 +113,17 @@ def mirror_result(result: ReconstructionResult) -> ReconstructionResult:
         ab_initio=ab_initio,
         encoder=encoder,
     )
+
+
+def negate_result(result: ReconstructionResult) -> ReconstructionResult:
+    """The other contrast: images of the other sign give the same poses and the negative of every map."""
+    ab_initio, encoder = result.ab_initio, result.encoder
+    if ab_initio is not None:
+        best = replace(ab_initio.best, volume=ab_initio.best.volume.negated())
+        ab_initio = replace(ab_initio, best=best)
+    if encoder is not None:
+        # New images are turned white before anything else; the encoder has learned from them as they were.
+        encoder = replace(encoder, contrast=-encoder.contrast, input_sign=-encoder.input_sign)
+    return replace(
+        result, halves=result.halves.negated(), density=-result.density, ab_initio=ab_initio, encoder=encoder
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import mirror_volume
-from cryoai.metrics.fsc import FscCurve, compute_fsc
+from cryoai.metrics.fsc import FscCurve, compute_fsc, phase_randomised_fsc
 from cryoai.physics.slicing import (
     FourierVolume,
     VolumeAccumulator,
@@ -24,6 +24,8 @@ from cryoai.refinement.masks import make_solvent_mask
 
 # An FSC of 1 would mean no noise at all; the cap keeps the signal-to-noise ratio finite.
 _LARGEST_FSC = 0.9999
+# Of the random phases that show what the mask makes; any will do, the same in every round.
+_PHASE_SEED = 1
 _SMALLEST_SSNR = 1e-3
 # Gaps in Fourier space are filled up to this share of the mean weight, so that half-maps stay finite.
 _GAP_FILL = 1e-3
@@ -43,7 +45,7 @@ class HalfMaps:
     mask
         Soft, around the particle.
     fsc
-        Of the masked half-maps.
+        Of the masked half-maps, without the correlations that the mask itself makes.
     radius
         Largest shell inserted.
     """
@@ -53,6 +55,12 @@ class HalfMaps:
     mask: Float[Tensor, "box box box"]
     fsc: FscCurve
     radius: float
+
+    def negated(self) -> HalfMaps:
+        """The other contrast."""
+        first, second = self.accumulators
+        half1, half2 = self.unfiltered
+        return replace(self, accumulators=(first.negated(), second.negated()), unfiltered=(-half1, -half2))
 
     def mirrored(self) -> HalfMaps:
         """The other hand, z → -z, about the centre voxel.
@@ -123,7 +131,8 @@ def make_half_maps(
     density = _wiener_filter(accumulators[0] + accumulators[1], ssnr, radius)
     noise = _wiener_filter(_noise_alone(*accumulators), ssnr, radius)
     mask = make_solvent_mask(density - _solvent_level(density, sphere), noise, diameter_px)
-    fsc = compute_fsc(unfiltered[0], unfiltered[1], mask, voxel_size=voxel_size)
+    generator = torch.Generator().manual_seed(_PHASE_SEED)
+    fsc = phase_randomised_fsc(*unfiltered, mask, generator, voxel_size=voxel_size).corrected
     return HalfMaps(accumulators, unfiltered, mask, fsc, radius)
 
 

@@ -221,7 +221,7 @@ class _Loader(yaml.SafeLoader):
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
-            raise yaml.constructor.ConstructorError(None, None, f"'{twice}' is given twice", node.start_mark)
+            raise yaml.MarkedYAMLError(None, None, f"'{twice}' is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
 
 
