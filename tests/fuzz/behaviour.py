@@ -19,7 +19,7 @@ from cryoai.types import Pose
 MEMORY_BASE = 32 << 20
 """Bytes that reading the smallest file may take: modules, the parser's buffers."""
 MEMORY_RATIO = 4
-HANG_SECONDS = 30
+HANG_SECONDS = 60
 """Far beyond any of these small files, even on a busy machine."""
 
 

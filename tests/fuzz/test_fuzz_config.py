@@ -43,7 +43,7 @@ TEXTS = {
     + "".join(f"{y}: &{y} [{','.join([f'*{x}'] * 9)}]\n" for x, y in zip("abcdefgh", "bcdefghi", strict=True))
     + "encoder: {backbone_options: {x: *i}, widths: *i}\nseeds: *i\n",
     "circle": "encoder: &a {head_options: *a, widths: [*a]}\nseeds: &b [*b]\n",
-    "deep lists": "seeds: " + "[" * 30_000,
+    "deep lists": "seeds: " + "[" * 2000,
     "deep maps": "".join(" " * n + "a:\n" for n in range(300)),
     "a list": "- 1\n",
     "a word": "hello",

@@ -19,6 +19,8 @@ from cryoai.training.settings import HybridSettings, TrainingSettings
 
 _LONGEST_FILE = 1 << 16
 """Characters; every option together takes a tenth of it."""
+_DEEPEST = 20
+"""Groups within groups; there are three."""
 
 
 class BootstrapSettings(Settings):
@@ -213,13 +215,7 @@ def load_config(path: Path | None, overrides: dict[str, Any]) -> ReconstructConf
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases, which can make a value of any size of one line; an option given twice is a mistake."""
-
-    def compose_node(self, parent: yaml.Node | None, index: Any) -> yaml.Node | None:
-        if self.check_event(yaml.AliasEvent):
-            mark = self.peek_event().start_mark
-            raise yaml.MarkedYAMLError(None, None, "write the value out in place of an alias", mark)
-        return super().compose_node(parent, index)
+    """YAML in which an option that is given twice is a mistake."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
@@ -227,6 +223,17 @@ class _Loader(yaml.SafeLoader):
         if twice is not None:
             raise yaml.MarkedYAMLError(None, None, f"'{twice}' is given twice", node.start_mark)
         return super().construct_mapping(node, deep)
+
+
+def _check_events(text: str) -> None:
+    """Refuse aliases, which can make a value of any size of one line, and what is nested too deeply to parse."""
+    depth = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            raise yaml.MarkedYAMLError(None, None, "write the value out in place of an alias", event.start_mark)
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if depth > _DEEPEST:
+            raise yaml.MarkedYAMLError(None, None, "it is nested too deeply", event.start_mark)
 
 
 def _read_options(path: Path) -> dict[Any, Any]:
@@ -243,9 +250,8 @@ def _read_options(path: Path) -> dict[Any, Any]:
         # The parser needs a thousand times the memory of what it reads.
         raise InputError("is too long to be a file of options", file=path)
     try:
+        _check_events(text)
         loaded = yaml.load(text, _Loader)
-    except RecursionError as error:
-        raise InputError("is not a YAML file of options: it is nested too deeply", file=path) from error
     except (yaml.YAMLError, ValueError, TypeError, ArithmeticError, LookupError, AttributeError) as error:
         # YAML's dates, numbers and truth values raise whatever Python does with the text.
         raise InputError(f"is not a YAML file ({shorten(str(error))})", file=path) from error
