@@ -7,7 +7,7 @@ import pickle
 from pathlib import Path
 
 import numpy as np
-from behaviour import check_particles
+from behaviour import check_particles, write_again
 from hypothesis import given
 from hypothesis import strategies as st
 from mutations import BYTES, WORDS, spoiled
@@ -159,4 +159,4 @@ def test_spoiled_passthrough_files(folder: Path, content: bytes) -> None:
     path = inside / "J1_particles.cs"
     path.write_bytes(saved(make_rows(FIELDS[:4])))
     (inside / "J1_passthrough_particles.cs").write_bytes(content)
-    check_particles(path)
+    write_again(path, check_stacks=False)

@@ -512,7 +512,7 @@ def test_images_that_cannot_be_used_keep_their_rows(run_folder: Path, cropped: P
     out = tmp_path / "posed.star"
     found = infer(star, run_folder, out)
     assert np.flatnonzero(~found.usable).tolist() == [4, 17, 18]
-    assert any("3 images" in warning for warning in found.warnings)
+    assert any("3 of 60 images" in warning for warning in found.warnings)
     table, given = table_of(out), table_of(star)
     assert len(table) == 60 and np.isfinite(table[list(COLUMNS)].to_numpy()).all()
     assert (table["cryoaiConfidence"].to_numpy()[[4, 17, 18]] == 0).all()

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from cryoai import ParticleSet
+from cryoai import ParticleSet, read_particles
+from cryoai.io import StackWriter
 from cryoai.particles.grouping import Grouping, group_particles, hash_images, split_groups
 from cryoai.types import SourceTable
 
@@ -116,3 +117,29 @@ def test_no_group_is_in_both_half_sets_and_sizes_are_even(seed: int) -> None:
     assert len(np.intersect1d(group[half == 0], group[half == 1])) == 0
     sizes = np.bincount(half)
     assert sizes.sum() == 1000 and abs(sizes[0] - sizes[1]) <= 1
+
+
+def test_places_and_filaments_of_a_cryosparc_file_are_known(tmp_path: Path) -> None:
+    kinds = [
+        ("blob/path", "S20"), ("blob/idx", "u4"), ("blob/psize_A", "f4"), ("location/micrograph_path", "S20"),
+        ("location/center_x_frac", "f4"), ("location/center_y_frac", "f4"),
+        ("location/micrograph_shape", "u4", (2,)), ("location/micrograph_psize_A", "f4"),
+        ("filament/filament_uid", "u8"),
+    ]  # fmt: skip
+    rows = np.zeros(8, kinds)
+    rows["blob/path"], rows["blob/idx"], rows["blob/psize_A"] = b"p.mrcs", np.arange(8), 2.0
+    rows["location/micrograph_path"], rows["location/micrograph_shape"] = b"m.mrc", (2000, 4000)
+    rows["location/center_x_frac"] = [0.1, 0.105, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7]
+    rows["location/center_y_frac"] = 0.25
+    rows["location/micrograph_psize_A"] = 1.0
+    rows["filament/filament_uid"] = 2**63 + np.array([1, 2, 3, 4, 5, 6, 7, 7], np.uint64)
+    with (tmp_path / "p.cs").open("wb") as file:
+        np.save(file, rows)
+    with StackWriter(tmp_path / "p.mrcs", 8, 64, 2.0) as writer:
+        writer.write(np.zeros((8, 64, 64), np.float32))
+    particles = read_particles(tmp_path / "p.cs")
+    table = particles.source.particles
+    assert table["rlnCoordinateX"].tolist() == pytest.approx((rows["location/center_x_frac"] * 4000).tolist())
+    assert table["rlnCoordinateY"].tolist() == pytest.approx([500.0] * 8)
+    assert partition(grouped(particles).group)[:2] == [[0, 1], [2]]
+    assert [6, 7] in partition(grouped(particles).group)

@@ -90,6 +90,7 @@ def _to_relion_columns(rows: CsTable) -> pd.DataFrame:
     for relion, (cryosparc, factor) in _CTF_COLUMNS.items():
         if cryosparc in rows:
             columns[relion] = rows.numbers(cryosparc) * factor
+    columns.update(_place_columns(rows))
     if "alignments3D/pose" in rows:
         columns.update(_pose_columns(rows))
     if "alignments3D/split" in rows:
@@ -99,6 +100,26 @@ def _to_relion_columns(rows: CsTable) -> pd.DataFrame:
             columns["rlnClassNumber"] = rows.integers(kind) + 1
             break
     return pd.DataFrame(columns)
+
+
+def _place_columns(rows: CsTable) -> dict[str, object]:
+    """Micrograph, centre (px of the micrograph) and filament of each particle, as far as they are known."""
+    columns: dict[str, object] = {}
+    if "location/micrograph_path" in rows:
+        columns["rlnMicrographName"] = [name.lstrip(">") for name in rows.texts("location/micrograph_path")]
+    shape, centre = "location/micrograph_shape", ("location/center_x_frac", "location/center_y_frac")
+    if shape in rows and all(name in rows for name in centre):
+        # The shape is that of the array: rows first.
+        height, width = rows.numbers(shape, 2).T
+        columns["rlnCoordinateX"] = rows.numbers(centre[0]) * width
+        columns["rlnCoordinateY"] = rows.numbers(centre[1]) * height
+        if "location/micrograph_psize_A" in rows:
+            columns["rlnMicrographPixelSize"] = rows.numbers("location/micrograph_psize_A")
+    if "filament/filament_uid" in rows:
+        # Identifiers of 64 bits would not survive being read as numbers.
+        uids = rows.columns["filament/filament_uid"]
+        columns["rlnHelicalTubeID"] = np.unique(uids, return_inverse=True)[1].reshape(len(rows), -1)[:, 0] + 1
+    return columns
 
 
 def _pose_columns(rows: CsTable) -> dict[str, np.ndarray]:

@@ -273,8 +273,7 @@ def _pose(
     if len(rows) == 0:
         raise InputError("none of the images can be used: they are constant or not finite")
     scale, warnings = _match_scale(data, trained)
-    if len(rows) < len(data):
-        warnings.append(f"{len(data) - len(rows)} images are constant or not finite; their confidence is 0")
+    warnings += data.judgement.warnings()
     posing = _Posing(data, trained, volume, scale)
     start = time.perf_counter()
     with progress.step("Posing", len(rows)) as done:

@@ -15,7 +15,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.particles.judge import Judgement
 from cryoai.reconstruction.first_poses import FirstPoses, find_first_poses
 from cryoai.reconstruction.output import write_outputs
-from cryoai.reconstruction.processes import process_rank
+from cryoai.reconstruction.processes import check_processes, process_rank
 from cryoai.reconstruction.reading import read_and_judge, train_on_subset, understand
 from cryoai.reconstruction.result import ReconstructionResult, mirror_result, negate_result
 from cryoai.reconstruction.run_folder import prepare_folder
@@ -67,6 +67,7 @@ def reconstruct(
     config = config or ReconstructConfig()
     progress = progress or Progress()
     output = Path(output)
+    check_processes(config)
     if process_rank() > 0:
         raise CryoAIError(
             "only the first process reconstructs; the others call cryoai.reconstruction.assist.assist"
