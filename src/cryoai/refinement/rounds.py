@@ -203,10 +203,10 @@ def finish(
     weight = torch.ones(len(data))
     mates = [] if config.known_poses else find_mates(halves)
     if mates:
-        before, radius = state.rotation, _pose_radius(halves.fsc.crossing(0.143), full, config)
+        radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
         state, weight = try_mates(data, state, own_references(data, state, halves), mates, radius)
-        if bool((rotation_angle(state.rotation, before) > _MOVED_RADIANS).any()):
-            halves = _final_halves(data, state, config, progress)
+        # Those that stay have been refined once more, too.
+        halves = _final_halves(data, state, config, progress)
     references = own_references(data, state, halves)
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
     with progress.step("Confidence and standard deviations", 2 * len(state.used)) as done:
