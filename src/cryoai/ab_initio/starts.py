@@ -13,7 +13,7 @@ from cryoai.geometry.fourier import resample
 from cryoai.metrics.alignment import align_maps
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.noise import estimate_shell_power
-from cryoai.physics.slicing import map_from_volume
+from cryoai.physics.slicing import FourierVolume, map_from_volume
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
 from cryoai.run.config import BootstrapSettings
 from cryoai.run.context import Run
@@ -122,14 +122,30 @@ def run_start(
 ) -> BootstrapResult:
     """One bootstrap, judged on the held-out images."""
     result = run_bootstrap(train, settings, seed, on_step, device)
-    # All starts are judged with the same noise spectrum and the same grid.
+    return replace(result, held_out_likelihood=judge_volume(result.volume.to(device), held_out, settings))
+
+
+def judge_volume(volume: FourierVolume, held_out: ParticleBatch, settings: BootstrapSettings) -> float:
+    """How well a volume explains images that it was not made of: mean log-likelihood gain per image, nats.
+
+    Volumes are comparable if the images are the same: they are judged with one noise spectrum, that of the images,
+    and on one grid.
+
+    Parameters
+    ----------
+    volume
+        On the images' scale, inside ``last_radius``.
+    held_out
+        The images, within ``last_radius``.
+    settings
+        The grid's.
+    """
     noise_power = estimate_shell_power(held_out.images, held_out.disk).clamp(min=1e-12)
     step = translation_step(settings.last_radius, held_out.box_length)
     grid = make_search_grid(settings.rotations, settings.max_shift_box_lengths * held_out.box_length, step)
-    found = search_poses(held_out, result.volume.to(device), noise_power, grid, keep=_JUDGED)
+    found = search_poses(held_out, volume, noise_power, grid, keep=_JUDGED)
     nothing = ((held_out.images.abs() ** 2) / noise_power[held_out.disk.shell]).sum(1)
-    likelihood = float((found.log_weight[:, 0] + nothing).mean())
-    return replace(result, held_out_likelihood=likelihood)
+    return float((found.log_weight[:, 0] + nothing).mean())
 
 
 def choose_best(starts: list[BootstrapResult], radius: float) -> AbInitioResult:
