@@ -8,11 +8,13 @@ from star_blocks import read_blocks
 
 from cryoai.cli.simulate import simulate
 from cryoai.errors import InputError
+from cryoai.geometry.fourier import images_to_disk, make_fourier_disk
 from cryoai.io import StackReader, read_map, read_particles, write_map
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import CHUNK, SimulationSettings, Simulator, draw_ctf, fit_map_to_box
 from cryoai.particles.write_simulation import write_simulation
+from cryoai.physics.ctf import compute_ctf
 from cryoai.types import Map, Pose
 
 
@@ -89,6 +91,111 @@ def test_seeds_differ_and_repeat(true_map):
 
     np.testing.assert_array_equal(first(1), first(1))
     assert np.abs(first(1) - first(2)).max() > 0.1
+
+
+def simulate_chunk(true_map, n=500, **settings):
+    return next(Simulator(true_map, SimulationSettings(n, **settings)).chunks())
+
+
+def test_contrast_differs_from_particle_to_particle(true_map):
+    plain, varied = (simulate_chunk(true_map, contrast_spread=spread, seed=5) for spread in (0.0, 0.4))
+    factor = (plain.images * varied.images).sum((1, 2)) / (plain.images**2).sum((1, 2))
+    np.testing.assert_allclose(varied.images, plain.images * factor[:, None, None], atol=1e-4)
+    # Both sets are scaled to unit variance.
+    assert varied.images.var() == pytest.approx(1, rel=1e-3)
+    factor /= factor.mean()
+    assert factor.std() == pytest.approx(0.4, abs=0.03)
+    assert factor.min() == pytest.approx(0.1, abs=0.01)
+    np.testing.assert_array_equal(plain.pose.rotation, varied.pose.rotation)
+    np.testing.assert_array_equal(plain.ctf.defocus_u_angstrom, varied.ctf.defocus_u_angstrom)
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_coloured_noise_has_its_spectrum_and_its_variance(box):
+    plain = SimulationSettings(500, use_ctf=False, shift_sigma=0.0, seed=2)
+    phantom = make_phantom(box, 8.0)
+    simulator = Simulator(phantom, replace(plain, snr_db=-20.0, noise_colour=4.0))
+    scale = math.sqrt(simulator.signal_variance + simulator.noise_variance)
+    clean = next(Simulator(phantom, plain).chunks()).images * math.sqrt(simulator.signal_variance)
+    noise = next(simulator.chunks()).images * scale - clean
+    assert noise.var() == pytest.approx(simulator.noise_variance, rel=0.01)
+    power = (np.abs(np.fft.fft2(noise, norm="ortho")) ** 2).mean(0)
+    frequency = np.hypot(*np.meshgrid(*[np.fft.fftfreq(box, 8.0)] * 2))
+    expected = 1 + 4 / (1 + (frequency * 50) ** 2)
+    expected *= simulator.noise_variance / expected.mean()
+    np.testing.assert_allclose(power / expected, 1, atol=0.3)
+    for low, high in ((0, 0.01), (0.01, 0.03), (0.03, 0.05), (0.05, 0.1)):
+        ring = (frequency >= low) & (frequency < high)
+        assert power[ring].sum() / expected[ring].sum() == pytest.approx(1, abs=0.02 if low else 0.06)
+
+
+def test_junk_takes_the_place_of_particles_and_of_nothing_else(true_map):
+    settings = SimulationSettings(1000, 10.0, seed=6)
+    plain, mixed = (list(Simulator(true_map, replace(settings, junk=share)).chunks()) for share in (0.0, 0.4))
+    is_junk = np.concatenate([chunk.is_junk for chunk in mixed])
+    assert is_junk.mean() == pytest.approx(0.4, abs=0.05)
+    assert not any(chunk.is_junk.any() for chunk in plain)
+    before, after = (np.concatenate([chunk.images for chunk in chunks]) for chunks in (plain, mixed))
+    np.testing.assert_array_equal(before[~is_junk], after[~is_junk])
+    for before_chunk, after_chunk in zip(plain, mixed, strict=True):
+        np.testing.assert_array_equal(before_chunk.pose.rotation, after_chunk.pose.rotation)
+        np.testing.assert_array_equal(before_chunk.pose.translation, after_chunk.pose.translation)
+    # The signal's share of the variance is 10/11: half of the junk has it, the other half has none.
+    variance = after[is_junk].var((1, 2))
+    empty = variance < 0.3
+    assert empty.mean() == pytest.approx(0.5, abs=0.08)
+    assert after[is_junk][empty].var() == pytest.approx(1 / 11, rel=0.05)
+    assert after[is_junk][~empty].var() == pytest.approx(1, rel=0.05)
+    # Blobs are no particles.
+    for junk, particle in zip(after[is_junk], before[is_junk], strict=True):
+        assert np.corrcoef(junk.ravel(), particle.ravel())[0, 1] < 0.95
+
+
+def test_junk_does_not_depend_on_how_much_there_is(true_map):
+    few, many = (
+        list(Simulator(true_map, SimulationSettings(n, snr_db=0.0, junk=0.3, contrast_spread=0.2)).chunks())
+        for n in (1001, 1300)
+    )
+    for a, b in zip(few, many, strict=True):
+        n = len(a.images)
+        np.testing.assert_allclose(a.images, b.images[:n], atol=1e-5)
+        np.testing.assert_array_equal(a.is_junk, b.is_junk[:n])
+
+
+def test_blobs_are_imaged_by_the_microscope():
+    phantom, disk = make_phantom(32, 6.0), make_fourier_disk(32)
+    bare, imaged = (simulate_chunk(phantom, 100, junk=0.9, seed=1, use_ctf=use_ctf) for use_ctf in (False, True))
+    blobs = bare.is_junk & (bare.images.var((1, 2)) > 0)
+    assert 20 < blobs.sum() < 70
+    # A bare blob is a bright spot.
+    spots = bare.images[blobs]
+    assert np.median((spots**3).mean((1, 2)) / spots.var((1, 2)) ** 1.5) > 0.5
+    ctf = compute_ctf(imaged.ctf[blobs], disk, 6.0)
+    expected, found = (images_to_disk(torch.from_numpy(c.images[blobs]), disk) for c in (bare, imaged))
+    expected = expected * ctf
+    expected *= found.norm(dim=1, keepdim=True) / expected.norm(dim=1, keepdim=True)
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize(("share", "angle_deg"), [(1.0, 20.0), (0.7, 40.0), (1.0, 180.0)])
+def test_preferred_views_fill_a_cap(true_map, share, angle_deg):
+    settings = {"use_ctf": False, "seed": 3}
+    chunk = simulate_chunk(true_map, preferred_share=share, preferred_angle=math.radians(angle_deg), **settings)
+    plain = simulate_chunk(true_map, **settings)
+    rotation = chunk.pose.rotation.astype(float)
+    np.testing.assert_allclose(rotation @ rotation.transpose(0, 2, 1), np.eye(3)[None].repeat(500, 0), atol=1e-5)
+    np.testing.assert_array_equal(chunk.pose.translation, plain.pose.translation)
+    drawn = (rotation != plain.pose.rotation).any((1, 2))
+    assert drawn.mean() == pytest.approx(share, abs=0.06)
+    height = rotation[drawn, 2, 2]  # z of the viewing direction R [0, 0, 1]
+    lowest = math.cos(math.radians(angle_deg))
+    assert height.min() > lowest - 1e-6
+    # Equal areas: the height is uniform; directions and in-plane angles go all around.
+    assert height.mean() == pytest.approx((1 + lowest) / 2, abs=0.05 * (1 - lowest))
+    around = np.stack((rotation[drawn, 0, 2], rotation[drawn, 1, 2])) / np.sqrt(1 - height**2)
+    in_plane = np.stack((rotation[drawn, 2, 0], rotation[drawn, 2, 1])) / np.sqrt(1 - height**2)
+    assert np.abs(around.mean(1)).max() < 0.15
+    assert np.abs(in_plane.mean(1)).max() < 0.15
 
 
 def test_written_files_say_what_was_simulated(true_map, tmp_path):
@@ -201,6 +308,30 @@ def test_command(tmp_path, capsys):
     assert "no noise" not in text
 
 
+def test_command_marks_junk(tmp_path, capsys):
+    star = run(
+        tmp_path, n_particles=60, snr_db=0.0, junk=0.5, contrast_spread=0.15, noise_colour=3.0, preferred_share=0.5
+    )
+    particles = read_particles(star)
+    marks = particles.source.particles["cryoaiJunk"].astype(int)
+    assert set(marks) == {0, 1}
+    assert f"{marks.sum()} of them show no particle" in capsys.readouterr().out
+    settings = SimulationSettings(
+        60, 0.0, junk=0.5, contrast_spread=0.15, noise_colour=3.0, preferred_share=0.5,
+        preferred_angle=math.radians(20),
+    )  # fmt: skip
+    chunk = next(Simulator(make_phantom(16, 10.0), settings).chunks())
+    np.testing.assert_array_equal(marks, chunk.is_junk)
+    np.testing.assert_allclose(particles.pose.rotation, chunk.pose.rotation, atol=1e-5)
+    images = StackReader(particles.stack_paths[0]).read(particles.image_index)
+    np.testing.assert_array_equal(images, chunk.images)
+
+
+def test_without_junk_there_is_no_mark(tmp_path, capsys):
+    assert "cryoaiJunk" not in read_particles(run(tmp_path, snr_db=0.0)).source.particles
+    assert "no particle" not in capsys.readouterr().out
+
+
 def test_command_takes_a_map_and_another_files_ctfs_and_poses(tmp_path, true_map):
     write_map(true_map, tmp_path / "map.mrc")
     source = tmp_path / "source"
@@ -239,6 +370,20 @@ def test_command_takes_a_structure(tmp_path, shared_data):
         ({"ctf_from": "a.star", "no_ctf": True}, "contradict"),
         ({"ctf_from": "no_ctf.star"}, "no CTFs"),
         ({"poses_from": "no_poses.star"}, "no poses"),
+        ({"contrast_spread": -0.1}, "contrast-spread"),
+        ({"contrast_spread": math.nan}, "contrast-spread"),
+        ({"noise_colour": -1.0}, "noise-colour"),
+        ({"noise_colour": math.inf}, "noise-colour"),
+        ({"noise_colour": 1.0}, "noise-colour needs noise"),
+        ({"junk": -0.1, "snr_db": 0.0}, "junk -0.1"),
+        ({"junk": 1.0, "snr_db": 0.0}, "junk 1"),
+        ({"junk": math.nan, "snr_db": 0.0}, "junk nan"),
+        ({"junk": 0.1}, "junk needs noise"),
+        ({"preferred_share": 1.1}, "preferred-share"),
+        ({"preferred_share": -0.1}, "preferred-share"),
+        ({"preferred_angle": 0.0}, "preferred-angle"),
+        ({"preferred_angle": 181.0}, "preferred-angle"),
+        ({"preferred_share": 0.5, "poses_from": "no_poses.star"}, "contradict"),
     ],
 )
 def test_command_refuses_wrong_options(tmp_path, changes, message):

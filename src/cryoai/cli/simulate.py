@@ -30,6 +30,11 @@ def simulate(
     ctf_from: Path | None = None,
     no_ctf: Annotated[bool, Parameter(negative="")] = False,
     poses_from: Path | None = None,
+    contrast_spread: float = 0.0,
+    noise_colour: float = 0.0,
+    junk: float = 0.0,
+    preferred_share: float = 0.0,
+    preferred_angle: float = 20.0,
     seed: int = 0,
     output: Annotated[Path, Parameter(name=["--output", "-o"])],
     overwrite: Annotated[bool, Parameter(negative="")] = False,
@@ -67,6 +72,19 @@ def simulate(
         A perfect microscope.
     poses_from
         Draw orientations from those in this particle file, instead of uniform ones.
+    contrast_spread
+        Multiply each particle's signal by a factor of mean 1, this standard deviation, and 0.1 or more.
+    noise_colour
+        How much more power the noise has at low frequencies: 1 + C / (1 + (s / s0)^2) with s0 = 1 / 50 Å, at
+        the same variance. 0 is white.
+    junk
+        Share of the images that show no particle, 0 to below 1: half of them noise alone, half a few blobs.
+        The column cryoaiJunk of particles.star marks them. --snr-db counts the others.
+    preferred_share
+        Share of the particles that are seen from near one direction, the molecule's z axis; all others are
+        seen from anywhere.
+    preferred_angle
+        How near, degrees.
     seed
         Everything random follows from it.
     output
@@ -78,6 +96,8 @@ def simulate(
     """
     _check_options(box_size, pixel_size, n_particles, snr_db, shift_sigma, seed)
     _check_sources(structure, map_, voxel_size, phantom, ctf_from, no_ctf)
+    _check_imperfections(snr_db, contrast_spread, noise_colour, junk)
+    _check_views(preferred_share, preferred_angle, poses_from)
     from cryoai.particles.simulate import SimulationSettings
 
     settings = SimulationSettings(
@@ -88,6 +108,11 @@ def simulate(
         ctf=None if ctf_from is None else _read_ctf(ctf_from),
         pose=None if poses_from is None else _draw_poses(poses_from, n_particles, shift_sigma, seed),
         seed=seed,
+        contrast_spread=contrast_spread,
+        noise_colour=noise_colour,
+        junk=junk,
+        preferred_share=preferred_share,
+        preferred_angle=math.radians(preferred_angle),
     )
     true_map = _make_map(structure, map_, voxel_size, box_size, pixel_size)
     written = _write_with_progress(true_map, settings, output, overwrite, quiet)
@@ -111,6 +136,35 @@ def _check_options(
         raise InputError(f"--shift-sigma {shift_sigma:g} is not a length", advice="give it in Å, 0 or more")
     if seed < 0:
         raise InputError(f"--seed {seed} is negative", advice="use 0 or more")
+
+
+def _check_imperfections(snr_db: float | None, contrast_spread: float, noise_colour: float, junk: float) -> None:
+    from cryoai.errors import InputError
+
+    if not (contrast_spread >= 0 and math.isfinite(contrast_spread)):
+        raise InputError(f"--contrast-spread {contrast_spread:g} is no standard deviation", advice="use 0 or more")
+    if not (noise_colour >= 0 and math.isfinite(noise_colour)):
+        raise InputError(f"--noise-colour {noise_colour:g} is not a surplus of power", advice="use 0 or more")
+    if not 0 <= junk < 1:
+        raise InputError(f"--junk {junk:g} is not a share below 1", advice="use 0 or more, and less than 1")
+    for option, value in (("--noise-colour", noise_colour), ("--junk", junk)):
+        # Half of the junk is noise alone, which without noise would be empty images.
+        if value and snr_db is None:
+            raise InputError(f"{option} needs noise", advice="give --snr-db")
+
+
+def _check_views(preferred_share: float, preferred_angle: float, poses_from: Path | None) -> None:
+    from cryoai.errors import InputError
+
+    if not 0 <= preferred_share <= 1:
+        raise InputError(f"--preferred-share {preferred_share:g} is not a share", advice="use 0 to 1")
+    if not 0 < preferred_angle <= 180:
+        raise InputError(
+            f"--preferred-angle {preferred_angle:g} is not an angle from an axis",
+            advice="give it in degrees, more than 0 and at most 180",
+        )
+    if preferred_share and poses_from is not None:
+        raise InputError("--preferred-share and --poses-from contradict each other", advice="leave one of them out")
 
 
 def _check_sources(
@@ -200,7 +254,8 @@ def _write_with_progress(
 
 def _print_summary(written: WrittenSimulation, true_map: Map, snr_db: float | None) -> None:
     noise = "no noise" if snr_db is None else f"noise variance {written.noise_variance:.4g} ({snr_db:g} dB)"
+    junk = f"; {written.n_junk} of them show no particle (cryoaiJunk)" if written.n_junk else ""
     print(
         f"Wrote {written.n_particles} particles of {true_map.box_size} px, {true_map.voxel_size:g} Å, to "
-        f"{written.star_path}: signal variance {written.signal_variance:.4g}, {noise}"
+        f"{written.star_path}: signal variance {written.signal_variance:.4g}, {noise}{junk}"
     )

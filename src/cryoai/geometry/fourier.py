@@ -123,6 +123,28 @@ def disk_to_images(coefficients: Complex[Tensor, "*batch n"], disk: FourierDisk)
     return torch.fft.fftshift(torch.fft.irfft2(plane, s=(box, box), norm="ortho"), dim=(-2, -1))
 
 
+def filter_images(
+    images: Float[Tensor, "*batch box box"], gain: Float[Tensor, "box half"]
+) -> Float[Tensor, "*batch box box"]:
+    """Multiply the coefficients of images by a real gain, everywhere in the plane (and not in a disk alone).
+
+    Parameters
+    ----------
+    images
+        Wherever their origin is: a real gain moves nothing.
+    gain
+        On the grid of `plane_radius`.
+    """
+    return torch.fft.irfft2(torch.fft.rfft2(images) * gain, s=images.shape[-2:])
+
+
+def plane_radius(box_size: int) -> Float[Tensor, "box half"]:
+    """Distance from the zero frequency, in shells, of each coefficient of an ``rfft2`` plane."""
+    ky = torch.fft.fftfreq(box_size, 1 / box_size)
+    kx = torch.fft.rfftfreq(box_size, 1 / box_size)
+    return torch.hypot(ky[:, None], kx[None])
+
+
 def fft3(volume: Float[Tensor, "z y x"]) -> Complex[Tensor, "z y half"]:
     """Unnormalised transform of a centred volume; z and y centred, x from 0 (half space)."""
     transform = torch.fft.rfftn(torch.fft.ifftshift(volume))

@@ -34,13 +34,16 @@ class WrittenSimulation:
     n_particles
         Number of images.
     signal_variance, noise_variance
-        Of a pixel of the images on disk; they sum to 1.
+        Of a pixel of the images on disk that show a particle; they sum to 1.
+    n_junk
+        Number of images that show no particle.
     """
 
     star_path: Path
     n_particles: int
     signal_variance: float
     noise_variance: float
+    n_junk: int = 0
 
 
 def write_simulation(
@@ -52,6 +55,8 @@ def write_simulation(
     overwrite: bool = False,
 ) -> WrittenSimulation:
     """Simulate particles into ``particles.mrcs``, ``particles.star`` (true poses) and ``true_map.mrc``.
+
+    Where there is junk, the STAR file marks it with 1 in a column ``cryoaiJunk``.
 
     Memory does not depend on the number of particles. The files appear when everything has been written, the
     STAR file last: where it is, the data set is whole. Image names are relative to the folder, so that it may
@@ -86,19 +91,21 @@ def write_simulation(
     simulator = Simulator(true_map, settings)
     optics = make_optics_table(settings, true_map.box_size, true_map.voxel_size)
     stack = StackWriter(folder / STACK_NAME, settings.n_particles, true_map.box_size, true_map.voxel_size)
-    done = 0
+    done = n_junk = 0
     # Left in reverse order: the STAR file appears after the stack that it names.
     with ParticleStarWriter(folder / STAR_NAME, optics) as star, stack:
         for chunk in simulator.chunks():
             stack.write(chunk.images)
-            star.append(make_particle_table(chunk, done, optics))
+            table = make_particle_table(chunk, done, optics)
+            star.append(table.assign(cryoaiJunk=chunk.is_junk.astype(int)) if settings.junk else table)
             done += len(chunk.images)
+            n_junk += int(chunk.is_junk.sum())
             if on_chunk is not None:
                 on_chunk(done)
         write_map(true_map, folder / MAP_NAME)
     total = simulator.signal_variance + simulator.noise_variance
     return WrittenSimulation(
-        folder / STAR_NAME, done, simulator.signal_variance / total, simulator.noise_variance / total
+        folder / STAR_NAME, done, simulator.signal_variance / total, simulator.noise_variance / total, n_junk
     )
 
 

@@ -1,4 +1,4 @@
-"""Noise: white, and with a power per shell."""
+"""Noise: white, coloured, and with a power per shell."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk
+from cryoai.geometry.fourier import FourierDisk, filter_images, plane_radius
+
+_COLOUR_FREQUENCY = 1 / 50
+"""1/Å, where the surplus of coloured noise has fallen to a half."""
 
 
 def make_white_noise(
@@ -14,6 +17,43 @@ def make_white_noise(
 ) -> Float[Tensor, "*shape"]:
     """Independent Gaussian pixels."""
     return standard_deviation * torch.randn(shape, generator=generator)
+
+
+def make_coloured_noise(
+    count: int,
+    box_size: int,
+    colour: float,
+    pixel_size: float,
+    standard_deviation: float,
+    generator: torch.Generator,
+) -> Float[Tensor, "count box box"]:
+    """Gaussian noise with more power at low frequencies: that of ice, and of what lies above and below.
+
+    The power at frequency s is proportional to ``1 + colour / (1 + (s / s₀)²)`` with s₀ = 1/50 Å.
+
+    Parameters
+    ----------
+    count, box_size
+        How many images, and their edge, px.
+    colour
+        Surplus at the zero frequency, in units of the white part; 0 gives white noise.
+    pixel_size
+        Å.
+    standard_deviation
+        Of a pixel, in expectation.
+    generator
+        Draws the white noise that is filtered.
+    """
+    white = make_white_noise((count, box_size, box_size), standard_deviation, generator)
+    frequency = plane_radius(box_size) / (box_size * pixel_size)
+    power = 1 + colour / (1 + (frequency / _COLOUR_FREQUENCY) ** 2)
+    # White noise has the same power in every coefficient, and half of the plane stands for its other half.
+    standing_for = torch.full((box_size // 2 + 1,), 2.0)
+    standing_for[0] = 1
+    if box_size % 2 == 0:
+        standing_for[-1] = 1
+    mean_power = (power * standing_for).sum() / box_size**2
+    return filter_images(white, (power / mean_power).sqrt())
 
 
 def make_shell_noise(
