@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scenes import Scene
 from scipy.spatial.transform import Rotation
 
 from cryoai.io import read_particles
@@ -252,6 +253,15 @@ def test_what_a_run_says_of_itself_is_read_with_and_without_a_verdict(truth: Mod
     assert truth.read_metrics(path)["verdict"] is None and truth.read_metrics(path)["starts"] == [5.0]
     path.write_text(json.dumps({**result, "verdict": "not found"}))
     assert truth.read_metrics(path)["verdict"] == "not found" and truth.read_metrics(path)["starts"] == []
+
+
+def test_likelihoods_tell_the_true_map_whatever_its_scale(truth: ModuleType, scene: Scene, tmp_path: Path) -> None:
+    density, pose = scene.true_map.density, scene.true_pose
+    ball = np.exp(-np.square(np.indices(density.shape) - density.shape[0] // 2).sum(0) / 18).astype(np.float32)
+    maps = {"truth": (density, pose), "scaled": (-7 * density, pose), "ball": (ball, pose)}
+    found = truth.measure_likelihoods(scene.particles, maps, 0, tmp_path)
+    assert found["truth"] == pytest.approx(found["scaled"], rel=1e-3)
+    assert found["truth"] > found["ball"] + 1
 
 
 # Tables
