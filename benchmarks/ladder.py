@@ -11,7 +11,8 @@ A rung is a molecule, an SNR, a number of images and a seed, that of the set and
 command on it; ``limit``, once per molecule, SNR and number of images, the same refinement from the true poses.
 Each is a command in a process of its own, judged by this checkout whichever ran, and a line of
 ``benchmarks/results/ladder.jsonl``. It may be killed at any time: what has a line of the same version (the label,
-or else the commit, with + where the code has changes) is not done again. Each set is deleted after its last run.
+or else the commit that last changed src/, with + where there are changes) is not done again, unless it failed.
+Each set is deleted after its last run.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ from cryoai.errors import CryoAIError
 from cryoai.io.star import ParticleStarWriter
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "ladder.jsonl"
+# What `cryoai` exits with where an option, and not the run, is wrong.
+_WRONG_INPUT = 2
 SHOWN = ("seconds", "fsc_0.5_px", "rotation_error_median", "fraction_above_0.5", "verdict", "failed")
 
 
@@ -73,9 +76,9 @@ def run(checkout: Path, words: list[str], threads: int, log: Path) -> Finished:
 
 
 def version_of(checkout: Path) -> str:
-    """The commit, with a + where the code has changed since."""
+    """The commit that last changed the code (and not these results), with a + where it has changed since."""
     git = ["git", "-C", str(checkout)]
-    commit = subprocess.check_output([*git, "rev-parse", "--short", "HEAD"], text=True).strip()
+    commit = subprocess.check_output([*git, "log", "-1", "--format=%h", "--", "src"], text=True).strip()
     changed = subprocess.check_output([*git, "status", "--porcelain", "--", "src"], text=True).strip()
     return commit + "+" * bool(changed)
 
@@ -143,6 +146,8 @@ def climb(rung: Rung, kind: str, simulated: Path, checkout: Path, args: argparse
         "command": f"cryoai reconstruct --seed {rung.seed}" + "".join(f" {k}={v}" for k, v in extra.items()),
         "threads": args.threads, "seconds": finished.seconds, "peak_gib": finished.peak_gib,
     }  # fmt: skip
+    if finished.status == _WRONG_INPUT:
+        raise SystemExit(log.read_text())
     if finished.status:
         return {**line, "failed": log.read_text()[-500:]}
     symmetry = {**MOLECULES, **TRIALS}[rung.molecule].symmetry
@@ -155,6 +160,11 @@ def climb(rung: Rung, kind: str, simulated: Path, checkout: Path, args: argparse
         options.unlink()
         log.unlink()
     return line
+
+
+def is_done(key: dict[str, Any], results: Results) -> bool:
+    """Whether a rung has its line; what failed is tried again, and its last line counts."""
+    return any("failed" not in line for line in results.read(**key))
 
 
 def nested(options: dict[str, Any]) -> dict[str, Any]:
@@ -178,7 +188,7 @@ def climb_all(args: argparse.Namespace) -> None:
     for rung in plan(args.molecules, args.snr, args.images, args.seeds, args.box):
         for kind in rung.kinds:
             key = rung.key(kind, version, args.extra)
-            if args.only not in (None, kind) or results.read(**key):
+            if args.only not in (None, kind) or is_done(key, results):
                 continue
             if args.snr is None and rung.snr_db == DEEPER and not is_within_reach(key, results.read()):
                 continue
@@ -211,6 +221,8 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     args.only = "run" if args.only == "runs" else args.only
+    if wrong := [word for word in args.extra if "=" not in word]:
+        parser.error(f"--extra takes name=value, not {wrong[0]!r}")
     args.extra = parse_overrides(args.extra)
     if args.what != "climb":
         lines = Results(args.results).read()

@@ -42,7 +42,10 @@ def measure(simulated: Path, output: Path, symmetry: str, seed: int) -> dict[str
         estimated_map=maps[0], true_map=maps[1], estimated_pose=found.pose, true_pose=true_pose, symmetry=symmetry
     )
     assert evaluation.poses is not None
-    turn, move = pose_differences(found.pose, true_pose, evaluation.poses, symmetry, true.pixel_size)
+    axes = evaluation.symmetry
+    turn, move = pose_differences(
+        found.pose, true_pose, evaluation.poses, axes.rotations, axes.centre, true.pixel_size
+    )
     right = np.linalg.norm(turn, axis=1) < RIGHT
     table = found.source.particles
     confidence = table["cryoaiConfidence"].to_numpy(float)
@@ -62,23 +65,23 @@ def measure(simulated: Path, output: Path, symmetry: str, seed: int) -> dict[str
 
 
 def pose_differences(
-    found: Pose, true: Pose, errors: PoseErrors, symmetry: str, pixel_size: float
+    found: Pose, true: Pose, errors: PoseErrors, group: np.ndarray, centre: np.ndarray, pixel_size: float
 ) -> tuple[np.ndarray, np.ndarray]:
     """Rotation vectors (radians) and translations (Å) from the true poses to the ones found, (n, 3) and (n, 2).
 
     After the global rotation, shift and hand of ``errors``; of the mates of a symmetric molecule, whose images are
-    the same, the nearest one counts.
+    the same, the nearest one counts. ``group`` (mates, 3, 3) and ``centre`` (Å) are those of
+    `cryoai.metrics.symmetry.MapSymmetry`.
     """
     mirror = MIRROR if errors.hand == "mirrored" else np.eye(3)
-    group = Rotation.create_group(symmetry).as_matrix()
-    mates = errors.rotation @ mirror @ (group[:, None] @ true.rotation.astype(np.float64)) @ mirror
-    turns = Rotation.from_matrix(
-        (found.rotation.astype(np.float64) @ mates.transpose(0, 1, 3, 2)).reshape(-1, 3, 3)
-    ).as_rotvec().reshape(len(group), -1, 3)  # fmt: skip
-    nearest = np.linalg.norm(turns, axis=2).argmin(0)
-    shift = errors.shift_px * pixel_size
-    expected = true.translation - (found.rotation.transpose(0, 2, 1) @ shift)[:, :2]
-    return turns[nearest, np.arange(len(nearest))], found.translation - expected
+    r_found, r_true = found.rotation.astype(np.float64), group[:, None] @ true.rotation.astype(np.float64)
+    turned = r_found @ (errors.rotation @ mirror @ r_true @ mirror).transpose(0, 1, 3, 2)
+    turns = Rotation.from_matrix(turned.reshape(-1, 3, 3)).as_rotvec().reshape(len(group), -1, 3)
+    nearest, each = np.linalg.norm(turns, axis=2).argmin(0), np.arange(len(found))
+    moved = (centre - group @ centre)[nearest, :, None]
+    t_true = true.translation - (r_true[nearest, each].transpose(0, 2, 1) @ moved)[:, :2, 0]
+    t_true = t_true - (r_found.transpose(0, 2, 1) @ (errors.shift_px * pixel_size))[:, :2]
+    return turns[nearest, each], found.translation - t_true
 
 
 def calibration_table(confidence: np.ndarray, right: np.ndarray) -> list[list[float]]:

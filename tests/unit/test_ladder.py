@@ -79,20 +79,22 @@ def test_a_part_is_just_that_part(rungs: ModuleType) -> None:
     ]  # fmt: skip
 
 
-def test_a_rung_is_not_climbed_again_by_the_same_version_with_the_same_options(
+def test_a_rung_is_climbed_once_by_one_version_with_the_same_options_unless_it_failed(
     rungs: ModuleType, ladder: ModuleType, tmp_path: Path
 ) -> None:
     results, rung = ladder.Results(tmp_path / "ladder.jsonl"), rungs.Rung("70S", -13.0, 20_000, 1)
     extra = {"bootstrap.steps": 9}
     key = rung.key("run", "abc1234", extra)
+    results.append({**key, "failed": "the disk is full"})
+    assert not ladder.is_done(key, results)
     results.append({**key, "seconds": 1.0})
-    assert results.read(**key)
+    assert ladder.is_done(key, results)
     for other in (
         rung.key("limit", "abc1234", extra), rung.key("run", "before", extra), rung.key("run", "abc1234", {}),
         rungs.Rung("70S", -13.0, 20_000, 2).key("run", "abc1234", extra),
         rungs.Rung("70S", -13.0, 20_000, 1, 32).key("run", "abc1234", extra),
     ):  # fmt: skip
-        assert not results.read(**other)
+        assert not ladder.is_done(other, results)
 
 
 def test_options_become_the_groups_of_a_config(ladder: ModuleType) -> None:
@@ -233,14 +235,16 @@ def test_differences_are_those_of_the_nearest_mate_after_the_global_transform(
     mirror = MIRROR if hand == "mirrored" else np.eye(3)
     true = Pose(Rotation.random(count, rng).as_matrix(), rng.normal(0, 10, (count, 2)))
     group = Rotation.create_group(symmetry).as_matrix()
-    mates = group[rng.integers(len(group), size=count)] @ true.rotation
+    mate, centre = group[rng.integers(len(group), size=count)], rng.normal(0, 8, 3)
+    mates = mate @ true.rotation
     q, shift_px = Rotation.random(None, rng).as_matrix(), rng.normal(0, 2, 3)
     turn, move = rng.normal(0, 0.02, (count, 3)), rng.normal(0, 1, (count, 2))
     rotation = Rotation.from_rotvec(turn).as_matrix() @ q @ mirror @ mates @ mirror
-    # t_map = t - P Rᵀ T (cryoai.metrics.alignment).
-    translation = true.translation - (rotation.transpose(0, 2, 1) @ (shift_px * pixel_size))[:, :2] + move
+    # t_map = t - P Rᵀ T (cryoai.metrics.alignment), and the same of the mates, which turn about the centre.
+    translation = true.translation - np.einsum("nji,nj->ni", mates, centre - mate @ centre)[:, :2]
+    translation = translation - (rotation.transpose(0, 2, 1) @ (shift_px * pixel_size))[:, :2] + move
     errors = PoseErrors(np.zeros(count), np.zeros(count), q, shift_px, hand)
-    found = truth.pose_differences(Pose(rotation, translation), true, errors, symmetry, pixel_size)
+    found = truth.pose_differences(Pose(rotation, translation), true, errors, group, centre, pixel_size)
     np.testing.assert_allclose(found[0], turn, atol=1e-8)
     np.testing.assert_allclose(found[1], move, atol=1e-8)
 
