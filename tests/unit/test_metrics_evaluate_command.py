@@ -9,6 +9,7 @@ import torch
 from cryoai.cli.evaluate import evaluate
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import resample
+from cryoai.geometry.point_groups import point_group
 from cryoai.geometry.rotations import random_rotations, rotation_to_euler_zyz
 from cryoai.io import write_map
 from cryoai.types import Map
@@ -16,7 +17,7 @@ from cryoai.types import Map
 PIXEL = 3.0
 
 
-def write_star(path, rotation, translation, names):
+def write_star(path, rotation, translation, names, junk=None):
     angles = rotation_to_euler_zyz(torch.from_numpy(rotation)).numpy()
     columns = [
         "ImageName",
@@ -30,8 +31,11 @@ def write_star(path, rotation, translation, names):
     lines = ["data_optics", "", "loop_", "_rlnOpticsGroup #1", "_rlnOpticsGroupName #2"]
     lines += ["_rlnImagePixelSize #3", "_rlnImageSize #4", f"1 group {PIXEL} 64", "", "data_particles", ""]
     lines += ["loop_"] + [f"_rln{name} #{i + 1}" for i, name in enumerate(columns)]
-    for name, angle, t in zip(names, angles, translation, strict=True):
-        lines.append(f"{name} 1 " + " ".join(f"{v:.8f}" for v in (*angle, *-t)))
+    if junk is not None:
+        lines.append("_cryoaiJunk #8")
+    for i, (name, angle, t) in enumerate(zip(names, angles, translation, strict=True)):
+        mark = "" if junk is None else f" {junk[i]}"
+        lines.append(f"{name} 1 " + " ".join(f"{v:.8f}" for v in (*angle, *-t)) + mark)
     path.write_text("\n".join(lines) + "\n\n")
 
 
@@ -71,6 +75,49 @@ def test_maps_of_different_sampling(tmp_path):
         "fsc_0.5_px_masked",
         "hand",
     }
+
+
+def figures_of(tmp_path, **options):
+    evaluate(poses=tmp_path / "found.star", true_poses=tmp_path / "true.star", json=tmp_path / "f.json", **options)
+    return json.loads((tmp_path / "f.json").read_text())
+
+
+def test_poses_up_to_symmetry(tmp_path, capsys):
+    rotation = random_rotations(60, torch.Generator().manual_seed(0)).double().numpy()
+    mates = point_group("D3")[np.random.default_rng(0).integers(6, size=60)]
+    names = [f"{i + 1:06d}@stack.mrcs" for i in range(60)]
+    write_star(tmp_path / "true.star", rotation, np.zeros((60, 2)), names)
+    write_star(tmp_path / "found.star", mates @ rotation, np.zeros((60, 2)), names)
+    up_to = figures_of(tmp_path, symmetry="d3")
+    assert up_to["symmetry"] == "D3"
+    assert up_to["rotation_error_mean"] < 1e-9
+    assert up_to["translation_error_mean_px2"] < 1e-9
+    assert "Symmetry" in capsys.readouterr().out
+    without = figures_of(tmp_path)
+    assert "symmetry" not in without
+    assert without["fraction_rotation_above_10deg"] > 0.5
+    # The 3-fold alone explains half of the mates.
+    assert figures_of(tmp_path, symmetry="C3")["fraction_rotation_above_10deg"] == pytest.approx(0.5, abs=0.15)
+    with pytest.raises(InputError, match="'C0' is no point group"):
+        figures_of(tmp_path, symmetry="C0")
+
+
+def test_junk_has_no_pose_and_is_left_out(tmp_path, capsys):
+    rotation = random_rotations(40, torch.Generator().manual_seed(0)).double().numpy()
+    names = [f"{i + 1:06d}@stack.mrcs" for i in range(40)]
+    junk = np.arange(40) % 3 == 0
+    found = np.where(junk[:, None, None], np.eye(3), rotation)
+    write_star(tmp_path / "true.star", rotation, np.zeros((40, 2)), names, junk.astype(int))
+    order = np.random.default_rng(1).permutation(40)
+    write_star(tmp_path / "found.star", found[order], np.zeros((40, 2)), [names[i] for i in order])
+    assert figures_of(tmp_path)["rotation_error_mean"] < 1e-9
+    assert "14 of 40 images show no particle" in capsys.readouterr().out
+    write_star(tmp_path / "true.star", rotation, np.zeros((40, 2)), names, np.ones(40, int))
+    with pytest.raises(InputError, match="all of its images are junk"):
+        figures_of(tmp_path)
+    write_star(tmp_path / "true.star", rotation, np.zeros((40, 2)), names, ["0", "maybe"] * 20)
+    with pytest.raises(InputError, match=r"particle 2: cryoaiJunk is 'maybe'"):
+        figures_of(tmp_path)
 
 
 def test_half_a_pair_is_refused(tmp_path):

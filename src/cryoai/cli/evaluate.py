@@ -9,6 +9,9 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    import numpy as np
+    from jaxtyping import Bool
+
     from cryoai.metrics.evaluation import Evaluation
     from cryoai.types import Map, ParticleSet, Pose
 
@@ -22,9 +25,12 @@ def evaluate(
     pixel_size: float | None = None,
     voxel_size: float | None = None,
     true_voxel_size: float | None = None,
+    symmetry: str = "C1",
     json: Path | None = None,
 ) -> None:
     """Compare a map, poses or both with the truth, over both hands.
+
+    Images that the true poses' file marks as junk (cryoaiJunk 1, of a simulation) have no pose and are left out.
 
     Parameters
     ----------
@@ -40,16 +46,21 @@ def evaluate(
         Å, of the images; default: as the poses' files say.
     voxel_size, true_voxel_size
         Å, of the two maps; default: as their headers say.
+    symmetry
+        The molecule's point group, named as in RELION: Cn, Dn, T, O or I. Poses that it makes equal count as
+        equal. Its axes are found in the true map; without one they are where RELION has them.
     json
         Write the figures to this JSON file.
     """
     from cryoai.errors import InputError
+    from cryoai.geometry.point_groups import point_group_name
     from cryoai.metrics.evaluation import evaluate_reconstruction
 
     for name, given, other in (("map", map_, true_map), ("poses", poses, true_poses)):
         if (given is None) != (other is None):
             lacking = f"--true-{name}" if other is None else f"--{name}"
             raise InputError(f"{lacking} is missing", advice=f"--{name} and --true-{name} go together")
+    symmetry = point_group_name(symmetry)
     sizes = {"--pixel-size": pixel_size, "--voxel-size": voxel_size, "--true-voxel-size": true_voxel_size}
     for option, size in sizes.items():
         if size is not None and not (size > 0 and math.isfinite(size)):
@@ -63,6 +74,7 @@ def evaluate(
         estimated_pose=estimated_pose,
         true_pose=true_pose,
         pixel_size=pixel_size,
+        symmetry=symmetry,
     )
     _print_table(evaluation)
     if json is not None:
@@ -111,7 +123,30 @@ def _read_poses(estimated: Path, true: Path, pixel_size: float | None) -> tuple[
         raise InputError(error.why, file=estimated, row=error.row, advice=error.advice) from error
     if pixel_size is None:
         pixel_size = particles[0].pixel_size or particles[1].pixel_size
-    return found[0], found[1][rows], pixel_size
+    shown = _shows_a_particle(particles[1], true)[rows]
+    if not shown.any():
+        raise InputError("all of its images are junk in the true file", file=estimated, advice="give others")
+    if not shown.all():
+        print(f"{(~shown).sum()} of {len(shown)} images show no particle (cryoaiJunk) and are left out")
+    return found[0][shown], found[1][rows][shown], pixel_size
+
+
+def _shows_a_particle(particles: ParticleSet, path: Path) -> Bool[np.ndarray, " n"]:
+    """Which images a simulation has not marked as junk."""
+    import numpy as np
+
+    from cryoai.errors import InputError
+
+    table = particles.source.particles
+    if "cryoaiJunk" not in table:
+        return np.ones(len(particles), bool)
+    marks = table["cryoaiJunk"].astype(str).to_numpy()
+    wrong = np.flatnonzero(~np.isin(marks, ("0", "1", "0.0", "1.0")))
+    if len(wrong):
+        raise InputError(
+            f"cryoaiJunk is {marks[wrong[0]]!r}", file=path, row=int(wrong[0]) + 1, advice="it must be 0 or 1"
+        )
+    return np.isin(marks, ("0", "0.0"))
 
 
 def _origins_are_in_px(particles: ParticleSet) -> bool:
@@ -134,6 +169,7 @@ def _print_table(evaluation: Evaluation) -> None:
         "translation_error_median_px2": "Translation error, median (px²)",
         "translation_error_mean_px2": "Translation error, mean (px²)",
         "hand": "Hand, compared with the truth",
+        "symmetry": "Symmetry, up to which poses are compared",
     }
     table = Table("Figure", "Value")
     for key, value in evaluation.to_json_dict().items():

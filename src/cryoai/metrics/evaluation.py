@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 import numpy as np
@@ -19,6 +19,7 @@ from cryoai.geometry.soft_masks import make_soft_sphere, soften_mask
 from cryoai.metrics.alignment import MapAlignment, align_maps, apply_alignment
 from cryoai.metrics.fsc import FscCurve, compute_fsc
 from cryoai.metrics.pose_error import PoseErrors, compute_pose_errors
+from cryoai.metrics.symmetry import MapSymmetry, standard_symmetry, symmetry_of_map
 from cryoai.types import Map, Pose
 
 _BOX_TOLERANCE = 0.01
@@ -38,12 +39,15 @@ class Evaluation:
         The same inside a soft mask around the true map's density.
     poses
         Pose errors.
+    symmetry
+        Of the true map, up to which poses were compared.
     """
 
     alignment: MapAlignment | None = None
     fsc: FscCurve | None = None
     fsc_masked: FscCurve | None = None
     poses: PoseErrors | None = None
+    symmetry: MapSymmetry = field(default_factory=lambda: standard_symmetry("C1"))
 
     @property
     def hand(self) -> str:
@@ -71,6 +75,8 @@ class Evaluation:
             ):
                 result[name] = getattr(self.poses, name)
         result["hand"] = self.hand
+        if self.symmetry.name != "C1":
+            result["symmetry"] = self.symmetry.name
         return result
 
 
@@ -81,6 +87,7 @@ def evaluate_reconstruction(
     estimated_pose: Pose | None = None,
     true_pose: Pose | None = None,
     pixel_size: float | None = None,
+    symmetry: str = "C1",
 ) -> Evaluation:
     """Compare a map, poses or both with the truth, over both hands.
 
@@ -94,15 +101,20 @@ def evaluate_reconstruction(
         come from the maps; alone, from the poses.
     pixel_size
         Å, of the images; default: the estimated map's voxel size.
+    symmetry
+        Point group of the molecule (`point_group_name`): poses that it makes equal count as equal. Its axes
+        are found in the true map; without maps they are where RELION has them, in the frame of the true poses.
 
     Raises
     ------
     InputError
-        Nothing to compare, half a pair, boxes of different size in Å, or poses without a pixel size.
+        Nothing to compare, half a pair, boxes of different size in Å, poses without a pixel size, or a true
+        map that does not have the symmetry.
     """
     _require_pair("map", estimated_map, true_map)
     _require_pair("poses", estimated_pose, true_pose)
     alignment = fsc = masked = poses = None
+    axes = standard_symmetry(symmetry) if true_map is None else symmetry_of_map(true_map, symmetry)
     if estimated_map is not None and true_map is not None:
         alignment, fsc, masked = _compare_maps(estimated_map, true_map)
     if estimated_pose is not None and true_pose is not None:
@@ -112,12 +124,12 @@ def evaluate_reconstruction(
             raise InputError(
                 "the images have no pixel size, or several", advice="give the one to count in with --pixel-size (Å)"
             )
-        poses = compute_pose_errors(estimated_pose, true_pose, alignment, pixel_size=pixel_size)
+        poses = compute_pose_errors(estimated_pose, true_pose, alignment, pixel_size=pixel_size, symmetry=axes)
     if alignment is None and poses is None:
         raise InputError(
             "there is nothing to evaluate", advice="give --map and --true-map, or --poses and --true-poses"
         )
-    return Evaluation(alignment, fsc, masked, poses)
+    return Evaluation(alignment, fsc, masked, poses, axes)
 
 
 def match_particles(names: Sequence[str], true_names: Sequence[str]) -> Int[np.ndarray, " n"]:

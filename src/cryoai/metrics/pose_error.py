@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from cryoai.errors import InputError
 from cryoai.metrics.alignment import MapAlignment, mirror_rotation
+from cryoai.metrics.symmetry import MapSymmetry, standard_symmetry
 from cryoai.types import Pose
 
 _CANDIDATES = 200
@@ -23,6 +24,8 @@ _TEN_DEGREES = 4 * (1 - math.cos(math.radians(10.0)))
 @dataclass(frozen=True)
 class PoseErrors:
     """Errors of each particle's pose, and the global transform they were measured after.
+
+    Of a symmetric molecule's equal true poses, each particle's is the one nearest to its estimate.
 
     Attributes
     ----------
@@ -91,6 +94,7 @@ def compute_pose_errors(
     alignment: MapAlignment | None = None,
     *,
     pixel_size: float,
+    symmetry: MapSymmetry | None = None,
     seed: int = 0,
 ) -> PoseErrors:
     """Errors of estimated poses against true ones.
@@ -101,6 +105,9 @@ def compute_pose_errors(
     one, both are chosen among the relative rotations of 200 random particles by the smallest median error,
     which a nearly symmetric molecule can mislead.
 
+    Under a symmetry, ``G R_true`` is as true as ``R_true``, for each G that leaves the true map as it is
+    (`cryoai.metrics.symmetry`, also for the translation): each particle is compared with the nearest of them.
+
     Parameters
     ----------
     estimated, true
@@ -109,6 +116,8 @@ def compute_pose_errors(
         Of the estimated map on the true one, from `align_maps`.
     pixel_size
         Å, of the images.
+    symmetry
+        Of the true map, in the frame of the true poses; default: none.
     seed
         For the choice of particles.
     """
@@ -117,8 +126,12 @@ def compute_pose_errors(
             f"{len(estimated)} estimated poses cannot be compared with {len(true)} true ones",
             advice="give the poses of the same particles, one at least",
         )
-    r_est = estimated.rotation.astype(np.float64)
-    hands = {False: true.rotation.astype(np.float64), True: mirror_rotation(true.rotation.astype(np.float64))}
+    symmetry = standard_symmetry("C1") if symmetry is None else symmetry
+    r_est, r_true = estimated.rotation.astype(np.float64), true.rotation.astype(np.float64)
+    hands = {
+        False: _TruePoses(r_true, symmetry.rotations),
+        True: _TruePoses(mirror_rotation(r_true), mirror_rotation(symmetry.rotations)),
+    }
     if alignment is None:
         mirrored, start = _choose_rotation(r_est, hands, seed)
         rotation = _polish_rotation(r_est, hands[mirrored], start)
@@ -127,11 +140,41 @@ def compute_pose_errors(
         rotation = _polish_rotation(r_est, hands[mirrored], start)
         if _angle(_squared_distance(rotation, start)) > _LARGEST_POLISH:
             rotation = start
-    rotation_error = _squared_distance(r_est, rotation @ hands[mirrored])
-    difference = (estimated.translation.astype(np.float64) - true.translation) / pixel_size
+    mate = hands[mirrored].nearest(r_est, rotation)
+    rotation_error = _squared_distance(r_est, rotation @ hands[mirrored].posed(mate))
+    # How far the symmetry moves the box centre, seen in the image; the mirror leaves translations alone.
+    moved = symmetry.centre - symmetry.rotations @ symmetry.centre
+    t_true = true.translation + _shift_effect(symmetry.rotations[mate] @ r_true, moved[mate])
+    difference = (estimated.translation.astype(np.float64) - t_true) / pixel_size
     shift = _fit_shift(r_est, difference, _inliers(rotation_error))
     translation_error = np.sum((difference - _shift_effect(r_est, shift)) ** 2, -1)
     return PoseErrors(rotation_error, translation_error, rotation, shift, "mirrored" if mirrored else "same")
+
+
+@dataclass(frozen=True, eq=False)
+class _TruePoses:
+    """True rotations in one hand, and the rotations that leave the true map of that hand as it is."""
+
+    rotation: Float[np.ndarray, "n 3 3"]
+    group: Float[np.ndarray, "mates 3 3"]
+
+    def posed(self, mate: Int[np.ndarray, " n"]) -> Float[np.ndarray, "n 3 3"]:
+        """Each rotation, turned by its element of the group."""
+        return self.group[mate] @ self.rotation
+
+    def nearest(
+        self, r_est: Float[np.ndarray, "n 3 3"], rotation: Float[np.ndarray, "3 3"]
+    ) -> Int[np.ndarray, " n"]:
+        """The element of the group for which ``Q G R_true`` comes closest to ``R_est``."""
+        if len(self.group) == 1:
+            return np.zeros(len(r_est), np.int64)
+        # ‖R_est − Q G R_true‖² = 6 − 2 tr(G R_true R_estᵀ Q)
+        back = self.rotation @ r_est.transpose(0, 2, 1) @ rotation
+        return (back.reshape(-1, 9) @ self.group.transpose(0, 2, 1).reshape(-1, 9).T).argmax(1)
+
+    def of(self, rows: Int[np.ndarray, " m"]) -> _TruePoses:
+        """Those of some particles."""
+        return _TruePoses(self.rotation[rows], self.group)
 
 
 def _squared_distance(
@@ -152,16 +195,18 @@ def _quartiles(values: Float[np.ndarray, " n"]) -> tuple[float, float]:
 
 
 def _choose_rotation(
-    r_est: Float[np.ndarray, "n 3 3"], hands: dict[bool, Float[np.ndarray, "n 3 3"]], seed: int
+    r_est: Float[np.ndarray, "n 3 3"], hands: dict[bool, _TruePoses], seed: int
 ) -> tuple[bool, Float[np.ndarray, "3 3"]]:
     """Hand and relative rotation with the smallest median error."""
     order = np.random.default_rng(seed).permutation(len(r_est))
     proposers, scored = order[:_CANDIDATES], order[:_SCORED_PARTICLES]
     best = (math.inf, False, np.eye(3))
-    for mirrored, r_true in hands.items():
+    for mirrored, true in hands.items():
+        judged, r_judged = true.of(scored), r_est[scored]
         for i in proposers:
-            rotation = r_est[i] @ r_true[i].T
-            median = float(np.median(_squared_distance(r_est[scored], rotation @ r_true[scored])))
+            rotation = r_est[i] @ true.rotation[i].T
+            nearest = judged.posed(judged.nearest(r_judged, rotation))
+            median = float(np.median(_squared_distance(r_judged, rotation @ nearest)))
             if median < best[0]:
                 best = (median, mirrored, rotation)
     return best[1], best[2]
@@ -174,24 +219,26 @@ def _inliers(rotation_error: Float[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
 
 
 def _polish_rotation(
-    r_est: Float[np.ndarray, "n 3 3"], r_true: Float[np.ndarray, "n 3 3"], rotation: Float[np.ndarray, "3 3"]
+    r_est: Float[np.ndarray, "n 3 3"], true: _TruePoses, rotation: Float[np.ndarray, "3 3"]
 ) -> Float[np.ndarray, "3 3"]:
     """Procrustes fit to the inliers, repeated until they stay the same."""
-    relative = r_est @ r_true.transpose(0, 2, 1)
     previous = None
     for _ in range(_ITERATIONS):
+        r_true = true.posed(true.nearest(r_est, rotation))
         chosen = _inliers(_squared_distance(r_est, rotation @ r_true))
         if previous is not None and np.array_equal(chosen, previous):
             break
-        u, _, vt = np.linalg.svd(relative[chosen].mean(0))
+        u, _, vt = np.linalg.svd((r_est @ r_true.transpose(0, 2, 1))[chosen].mean(0))
         rotation = u @ np.diag([1.0, 1.0, np.linalg.det(u @ vt)]) @ vt
         previous = chosen
     return rotation
 
 
-def _shift_effect(r_est: Float[np.ndarray, "n 3 3"], shift: Float[np.ndarray, " 3"]) -> Float[np.ndarray, "n 2"]:
-    """``−P R_estᵀ T``: what a map whose density sits at T does to the translations."""
-    return -(r_est.transpose(0, 2, 1) @ shift)[:, :2]
+def _shift_effect(
+    rotation: Float[np.ndarray, "n 3 3"], shift: Float[np.ndarray, "*#n 3"]
+) -> Float[np.ndarray, "n 2"]:
+    """``−P Rᵀ T``: what a map whose density sits at T does to the translations."""
+    return -(rotation.transpose(0, 2, 1) @ shift[..., None])[:, :2, 0]
 
 
 def _fit_shift(
