@@ -119,7 +119,9 @@ def measure_likelihoods(
 
     Judged as the starts of the run with that seed are, on the same images, with default settings whatever the run's
     were: what runs of all kinds can be compared by. Each map has its scale fitted. A final map, unlike a start, was
-    made of these images as well, and of few images it may lie above the truth for that reason.
+    made of these images as well, and of few images it may lie above the truth for that reason. Where there is
+    little noise a start may as well (by 2 of 56 nats at -3 dB in 32 px): the judges' grid is too coarse for a sharp
+    map there. At -13 dB in 32 px fitting each shell's scale at the grid's poses changed 0.05 of 13.8 nats.
     """
     config = ReconstructConfig(seed=seed)
     data = read_data(particles, config, scratch, Progress())
