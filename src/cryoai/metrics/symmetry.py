@@ -17,25 +17,29 @@ from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryoai.errors import InputError
-from cryoai.geometry.fourier import resample
+from cryoai.geometry.fourier import fft3, largest_radius, resample
 from cryoai.geometry.point_groups import point_group, point_group_name
-from cryoai.geometry.rotations import rotation_from_vector
+from cryoai.geometry.rotations import nearest_rotation, rotation_from_vector
+from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.so3_grid import make_so3_grid
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.map_fit import Candidates, Target, make_target, padded_spectrum, refine_candidates
 from cryoai.types import Map
 
 _LARGEST_BOX = 96
-# Turned by the point group itself (and by what turns the group into itself) these lie 4 to 7° apart.
-_ORIENTATIONS = 3000
-_SEARCH_RADIUS = 10
+# Turned by the point group itself (and by what turns the group into itself) these lie 4 to 8° apart.
+_ORIENTATIONS = 2000
+_SEARCH_RADIUS = 8
 _KEPT = 6
-# (Fourier radius in shells, Gauss-Newton steps) of each round of refinement.
-_ROUNDS = ((10, 3), (10, 3), (16, 3), (24, 3))
+# (Fourier radius in shells, Gauss-Newton steps) of each round of refinement: of all that are kept, and of the best.
+_FIRST_ROUNDS = ((8, 3), (12, 3))
+_LAST_ROUNDS = ((16, 3), (24, 3))
 _JUDGED_RADIUS = 16
 _LEAST_CORRELATION = 0.9
 # No need to look for better axes than these.
 _SURE = 0.98
+# Shells of less power than this, to the strongest, are empty: the map was filtered.
+_EMPTY = 1e-5
 # Axes so nearly as good as the best found are taken as they stand.
 _AS_GOOD = 2e-3
 
@@ -94,15 +98,18 @@ def symmetry_of_map(symmetric: Map, name: str) -> MapSymmetry:
     if symmetric.box_size > _LARGEST_BOX:
         density = resample(density, _LARGEST_BOX, 3)
     density = density * make_soft_sphere(density.shape[-1]).to(density)
-    search = _Search(padded_spectrum(density), make_target(density), torch.from_numpy(standard.rotations))
+    group = torch.from_numpy(standard.rotations)
+    search = _Search(padded_spectrum(density), make_target(density), group, _reach(density))
     at_rest = _Frame(torch.eye(3, dtype=torch.float64), torch.zeros(3, dtype=torch.float64))
     as_it_stands = search.correlation(at_rest)
-    correlation, best = search.refine(at_rest)
+    correlation, best = search.refine(at_rest, _FIRST_ROUNDS)
     if correlation < _SURE:
         for frame in search.orientations(_centre_of_mass(density)):
-            correlation, best = max((correlation, best), search.refine(frame), key=lambda found: found[0])
+            found = search.refine(frame, _FIRST_ROUNDS)
+            correlation, best = max((correlation, best), found, key=lambda found: found[0])
             if correlation >= _SURE:
                 break
+    correlation, best = search.refine(best, _LAST_ROUNDS)
     if as_it_stands >= correlation - _AS_GOOD:
         correlation, best = as_it_stands, at_rest
     if correlation < _LEAST_CORRELATION:
@@ -126,11 +133,12 @@ class _Frame:
 
 @dataclass(frozen=True, eq=False)
 class _Search:
-    """A map as it is turned, and as it is turned onto."""
+    """A map as it is turned, and as it is turned onto; its last shell that is not empty."""
 
     spectrum: Complex[Tensor, "z y half"]
     target: Target
     group: Float[Tensor, "n 3 3"]
+    reach: int
 
     def correlation(self, frame: _Frame) -> float:
         """Mean FSC of the map with its copies."""
@@ -138,7 +146,7 @@ class _Search:
 
     def orientations(self, centre: Float[Tensor, " 3"]) -> list[_Frame]:
         """The best of an even grid of orientations."""
-        grid = make_so3_grid(_ORIENTATIONS).double()
+        grid = nearest_rotation(make_so3_grid(_ORIENTATIONS).double())
         score = torch.zeros(len(grid), dtype=torch.float64)
         for element in _generators(self.group):
             rotation = grid @ element @ grid.mT
@@ -147,10 +155,10 @@ class _Search:
         found = Candidates(grid, torch.zeros(len(grid), 3).double(), torch.zeros(len(grid)).long(), score)
         return [_Frame(orientation, centre) for orientation in found.distinct(_KEPT).rotation]
 
-    def refine(self, frame: _Frame) -> tuple[float, _Frame]:
+    def refine(self, frame: _Frame, rounds: tuple[tuple[int, int], ...]) -> tuple[float, _Frame]:
         """The best frame on the way, and its correlation."""
         best = self.correlation(frame), frame
-        for radius, steps in _ROUNDS:
+        for radius, steps in rounds:
             copies = self._copies(frame)
             frame = _explain(frame, copies, self._laid(copies, radius, steps))
             best = max(best, (self.correlation(frame), frame), key=lambda found: found[0])
@@ -161,7 +169,16 @@ class _Search:
         return _candidates(rotation, frame.centre - rotation @ frame.centre)
 
     def _laid(self, copies: Candidates, radius: int, steps: int) -> Candidates:
-        return refine_candidates(self.spectrum, [self.target], copies, radius, steps)
+        return refine_candidates(self.spectrum, [self.target], copies, min(radius, self.reach), steps)
+
+
+def _reach(density: Float[Tensor, "box box box"]) -> int:
+    """The last shell before the first empty one; 1 at least."""
+    spectrum = fft3(density)
+    shell = half_space_radius(spectrum.shape).round().long()
+    power = mean_per_shell(spectrum.abs().square().flatten(), shell.flatten())[1 : largest_radius(len(density)) + 1]
+    empty = (power < _EMPTY * power.max()).nonzero()[:, 0]
+    return max(1, int(empty[0])) if len(empty) else len(power)
 
 
 def _candidates(rotation: Float[Tensor, "n 3 3"], shift: Float[Tensor, "n 3"]) -> Candidates:
