@@ -151,6 +151,10 @@ def test_metrics_are_json(finished: tuple[ReconstructionResult, Listening]) -> N
     records = [json.loads(line, parse_constant=refuse_constant) for line in lines]
     assert [record["step"] for record in records] == ["training", "result"]
     assert records[0]["steps"] == 24 and records[0]["skipped"] == 0
+    views = finished[0].views
+    assert [records[1][f"views_{name}"] for name in ("evenness", "emptiest_cone_deg", "filled_share", "scf")] == [
+        views.evenness, views.emptiest_cone_deg, views.filled_share, views.scf_star,
+    ]  # fmt: skip
 
 
 def test_poses_that_were_not_refined_in_halves_are_warned_of(

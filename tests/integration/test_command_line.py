@@ -53,7 +53,13 @@ def test_known_poses_and_evaluate_from_the_command_line(
 ) -> None:
     out = tmp_path / "out"
     star = tiny / "particles.star"
-    assert run(capsys, "reconstruct", star, "-o", out, "--known-poses", "--quiet") == (0, "")
+    main(["reconstruct", str(star), "-o", str(out), "--known-poses"])
+    said = " ".join(capsys.readouterr().out.split())  # as wide as the terminal
+    result = json.loads((out / "metrics.jsonl").read_text().splitlines()[-1])
+    assert f"SCF* {result['views_scf']:.2f}" in said and result["views_scf"] > 0.8
+    assert f"emptiest cone {result['views_emptiest_cone_deg']:.0f}°" in said
+    assert "Fourier space 100 % filled" in said and result["views_filled_share"] == 1
+    assert "views are missing" not in said
     expected = ("map.mrc", "half1.mrc", "half2.mrc", "mask.mrc", "particles.star", "fsc.csv", "report.html")
     for name in (*expected, "metrics.jsonl", "config.yaml"):
         assert (out / name).stat().st_size > 0

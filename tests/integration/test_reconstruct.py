@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
 import tempfile
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from cryoai import (
     read_particles,
     reconstruct,
 )
+from cryoai.cli.reconstruct import write_report_of
 from cryoai.geometry.fourier import full_radius, make_fourier_disk, resample
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.geometry.soft_masks import make_soft_sphere
@@ -230,6 +232,31 @@ def test_invert_hand_mirrors_map_and_poses(tiny: Path, tmp_path: Path, quick_con
     poses = [read_particles(tmp_path / name / "particles.star").pose for name in ("plain", "mirrored")]
     np.testing.assert_allclose(poses[1].rotation, mirror_rotation(poses[0].rotation), atol=1e-6)
     np.testing.assert_allclose(poses[1].translation, poses[0].translation, atol=1e-6)
+
+
+@pytest.mark.parametrize("invert_hand", [False, True])
+def test_missing_views_are_told(
+    tiny: Path, tmp_path: Path, quick_config: ReconstructConfig, invert_hand: bool
+) -> None:
+    """All particles are seen within 10° of one axis: the map is smeared along it, in the hand that is written."""
+    particles = read_particles(tiny / "particles.star")
+    assert particles.pose is not None
+    rng = np.random.default_rng(0)
+    towards = Rotation.from_rotvec([0, np.arcsin(0.6), 0])  # z to (0.6, 0, 0.8)
+    angles = np.stack((rng.uniform(0, 360, 200), rng.uniform(0, 10, 200), rng.uniform(0, 360, 200)), 1)
+    rotation = (towards * Rotation.from_euler("ZYZ", angles, degrees=True)).as_matrix()
+    particles = dataclasses.replace(particles, pose=dataclasses.replace(particles.pose, rotation=rotation))
+    config = quick_config.model_copy(update={"known_poses": True, "invert_hand": invert_hand})
+    result = reconstruct(particles, tmp_path, config)
+    assert result.views.is_lacking and result.views.emptiest_cone_deg > 70
+    expected = [-0.6, 0, 0.8] if invert_hand else [0.6, 0, 0.8]
+    np.testing.assert_allclose(result.views.weakest_axis, expected, atol=0.05)
+    assert [text for text in result.warnings if "views are missing" in text] == [result.views.warning()]
+    write_report_of(result)
+    assert "Views are missing" in (tmp_path / "report.html").read_text(encoding="utf-8")
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["views_filled_share"] == result.views.filled_share < 0.5
+    assert result.views.warning() in record["warnings"]
 
 
 def test_black_protein_is_noticed_and_inverted(simulated: Path, tmp_path: Path) -> None:

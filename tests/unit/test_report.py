@@ -120,6 +120,7 @@ def test_report_says_what_matters(html, result):
     assert "2 of 3 independent starts found the same map" in page
     assert f"{32 * 4 / 12.4:.2f}" in page  # the last round's resolution
     assert "max_rounds: 8" in page
+    assert f"Views: SCF* {result.views.scf_star:.2f}" in page and f"evenness {result.views.evenness:.2f}" in page
     for name in ("surface", "fsc", "directions", "confidence", "rotation-std", "translation-std", "translation"):
         assert f'id="figure-{name}"' in page
 

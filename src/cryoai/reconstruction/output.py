@@ -17,6 +17,7 @@ from cryoai.io import write_map, write_particles_star, write_text_atomic
 from cryoai.types import Map, Pose
 
 if TYPE_CHECKING:
+    from cryoai.metrics.views import ViewCoverage
     from cryoai.reconstruction.result import ReconstructionResult
 
 
@@ -93,6 +94,17 @@ def fsc_table(result: ReconstructionResult) -> pd.DataFrame:
     )
 
 
+def _views_record(views: ViewCoverage) -> dict[str, float | None]:
+    """How evenly the molecule is seen; JSON has no NaN, which stands for no particles."""
+    measured = {
+        "views_evenness": views.evenness,
+        "views_emptiest_cone_deg": views.emptiest_cone_deg,
+        "views_filled_share": views.filled_share,
+        "views_scf": views.scf_star,
+    }
+    return {name: value if math.isfinite(value) else None for name, value in measured.items()}
+
+
 def metrics(result: ReconstructionResult) -> list[dict]:
     """One record per bootstrap start, per refinement round, and for the result."""
     lines: list[dict] = []
@@ -124,6 +136,7 @@ def metrics(result: ReconstructionResult) -> list[dict]:
             "median_confidence": float(result.state.confidence[used].median()),
             "fraction_confident": result.fraction_confident,
             "median_rotation_std_deg": float(result.state.rotation_std[used].median().rad2deg()),
+            **_views_record(result.views),
             "seconds": result.seconds,
             "warnings": list(result.warnings),
         }

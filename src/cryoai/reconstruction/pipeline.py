@@ -93,6 +93,7 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ReconstructionResult
     result = _settle_contrast(result, data.judgement, run)
     if run.config.invert_hand:
         result = mirror_result(result)
+    result = _tell_of_missing_views(result, run)
     write_outputs(result)
     return result
 
@@ -112,6 +113,13 @@ def _settle_contrast(result: ReconstructionResult, judgement: Judgement, run: Ru
             "whether protein is white or black could be told neither from the images nor from the map; white is "
             "assumed (--invert-contrast yes if the map comes out inside out)"
         )
+    return replace(result, warnings=tuple(run.warnings))
+
+
+def _tell_of_missing_views(result: ReconstructionResult, run: Run) -> ReconstructionResult:
+    """Warn where views leave Fourier space empty; in the map's final hand, since directions are named."""
+    if result.views.is_lacking:
+        run.warn(result.views.warning())
     return replace(result, warnings=tuple(run.warnings))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.metrics.alignment import MIRROR, mirror_volume
 from cryoai.metrics.fsc import CorrectedFsc
+from cryoai.metrics.views import ViewCoverage, measure_views
 from cryoai.refinement.confidence import CONFIDENT
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
@@ -93,6 +95,16 @@ class ReconstructionResult:
     def fraction_confident(self) -> float:
         """Share of the particles that take part whose pose is confident."""
         return float((self.state.confidence[self.state.used] > CONFIDENT).float().mean())
+
+    @cached_property
+    def views(self) -> ViewCoverage:
+        """How evenly the particles that take part see the molecule, weighted by their confidence.
+
+        With known poses there is no confidence, and all count alike.
+        """
+        used = self.state.used
+        confidence = self.state.confidence[used].double().cpu().numpy()
+        return measure_views(self.state.rotation[used].double().cpu().numpy(), confidence)
 
 
 def mirror_result(result: ReconstructionResult) -> ReconstructionResult:

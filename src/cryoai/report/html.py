@@ -144,6 +144,9 @@ def _particle_section(result: ReconstructionResult) -> dict[str, Any]:
     return {
         "known_poses": known,
         "directions": _figure("directions", directions),
+        "views": _sentence(result.views.sentence()),
+        "evenness": f"{result.views.evenness:.2f}",
+        "expected_cone": f"{result.views.expected_cone_deg:.0f}",
         "particle_figures": figures,
     }
 
