@@ -24,7 +24,8 @@ from harness import Results, TestSet, add_options, load, measure_map, parse, par
 from hybrid import recall
 
 from cryoai import read_particles
-from cryoai.ab_initio.starts import run_start, split_for_bootstrap
+from cryoai.ab_initio.images import choose_images
+from cryoai.ab_initio.starts import run_start
 from cryoai.amortized.on_a_map import train_on_map
 from cryoai.physics.slicing import map_from_volume
 from cryoai.run.checkpoint import Checkpoint
@@ -48,10 +49,9 @@ class _EndsOfSteps(Progress):
 def run(test: TestSet, config: ReconstructConfig, args: argparse.Namespace) -> dict[str, Any]:
     """One bootstrap and one training."""
     data = test.data
-    settings = config.bootstrap.in_box(data.disk.box_size)
-    train, held_out = split_for_bootstrap(data, settings, config.seed)
+    images = choose_images(data, config.bootstrap, config.seed)
     seed = stream_seed(config.seed, "bootstrap", 1)
-    start = run_start(train, held_out, settings, seed, lambda done: None, data.device)
+    start = run_start(images, seed, lambda done: None)
     ends = _EndsOfSteps()
     with tempfile.TemporaryDirectory(dir=args.work) as folder:
         trained, _ = train_on_map(data, start, config, Checkpoint(Path(folder), "benchmark"), ends)

@@ -11,7 +11,8 @@ import torch
 from scipy.spatial.transform import Rotation
 
 from cryoai import read_map, read_particles
-from cryoai.ab_initio.starts import judge_volume, split_for_bootstrap
+from cryoai.ab_initio.images import choose_images
+from cryoai.ab_initio.starts import judge_volume
 from cryoai.metrics.alignment import MIRROR
 from cryoai.metrics.evaluation import evaluate_reconstruction, match_particles
 from cryoai.metrics.pose_error import PoseErrors
@@ -126,10 +127,9 @@ def measure_likelihoods(
     config = ReconstructConfig(seed=seed)
     data = read_data(particles, config, scratch, Progress())
     try:
-        settings = config.bootstrap.in_box(data.disk.box_size)
-        _, held_out = split_for_bootstrap(data, settings, seed)
+        images = choose_images(data, config.bootstrap, seed)
         return {
-            name: judge_volume(scaled_volume(data, density, pose, settings), held_out, settings)
+            name: judge_volume(scaled_volume(data, density, pose, images.settings), images)
             for name, (density, pose) in candidates.items()
         }
     finally:

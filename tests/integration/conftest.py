@@ -36,8 +36,8 @@ def quick_config() -> ReconstructConfig:
     return ReconstructConfig(
         seeds=2,
         device="cpu",
-        bootstrap=BootstrapSettings(steps=8, batch_size=100, rotations=600, last_radius=6),
-        refine=RefineSettings(max_rounds=3, search_rotations=600, search_radius=6),
+        bootstrap=BootstrapSettings(steps=40, batch_size=100, first_radius=5, last_radius=6),
+        refine=RefineSettings(max_rounds=3, first_search_rotations=600, search_rotations=600, search_radius=6),
     )
 
 

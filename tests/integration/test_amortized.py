@@ -88,7 +88,7 @@ def config() -> ReconstructConfig:
         method="amortized",
         seeds=1,
         device="cpu",
-        bootstrap=BootstrapSettings(steps=8, batch_size=100, rotations=600, last_radius=6),
+        bootstrap=BootstrapSettings(steps=40, batch_size=100, first_radius=5, last_radius=6),
         encoder=EncoderSettings(hypotheses=400, widths=(8, 16, 16), box_size=16),
         amortize=TrainingSettings(
             steps=24, batch_size=32, last_radius=9, march_steps=16, sampling_steps=6, encoder_start=6,

@@ -41,7 +41,7 @@ def config(method: str) -> ReconstructConfig:
         method="amortized" if method == "amortized" else "hybrid" if method == "encoder" else "search",
         seeds=1,
         device="cpu",
-        bootstrap=BootstrapSettings(steps=10, batch_size=100, rotations=600, last_radius=SHARED),
+        bootstrap=BootstrapSettings(steps=10, batch_size=100, first_radius=5, last_radius=SHARED),
         encoder=EncoderSettings(box_size=12, widths=(8, 16)),
         amortize=TrainingSettings(
             steps=30, batch_size=32, last_radius=SHARED, search_radius=SHARED, encoder_start=5, volume_width=32,

@@ -51,7 +51,7 @@ def test_relion_reconstructs_from_our_output(simulated: Path, tmp_path: Path) ->
     """A whole ab initio run on a short schedule, then ``relion_reconstruct`` on its particles.star."""
     config = ReconstructConfig(
         seeds=1,
-        bootstrap=BootstrapSettings(steps=30, batch_size=300, rotations=2304),
+        bootstrap=BootstrapSettings(steps=120),
         refine=RefineSettings(max_rounds=2, search_rotations=2304, search_radius=8),
     )
     result = reconstruct(simulated / "particles.star", tmp_path / "out", config)

@@ -98,8 +98,8 @@ def test_a_rung_is_climbed_once_by_one_version_with_the_same_options_unless_it_f
 
 
 def test_options_become_the_groups_of_a_config(ladder: ModuleType) -> None:
-    options = ladder.parse_overrides(["bootstrap.steps=9", "seeds=2", "bootstrap.keep=4"])
-    assert ladder.nested(options) == {"bootstrap": {"steps": 9, "keep": 4}, "seeds": 2}
+    options = ladder.parse_overrides(["bootstrap.steps=9", "seeds=2", "bootstrap.draws=4"])
+    assert ladder.nested(options) == {"bootstrap": {"steps": 9, "draws": 4}, "seeds": 2}
 
 
 def test_the_real_defoci_are_read_back_from_the_star_file(

@@ -21,7 +21,7 @@ from cryoai.run.streams import numpy_stream, stream_seed, torch_stream
 
 def make_start(seed: int = 3) -> BootstrapResult:
     volume = FourierVolume(torch.randn(5, 5, 3, 2, generator=torch.Generator().manual_seed(seed)), 8)
-    return BootstrapResult(volume, torch.arange(4.0), 1.5, seed)
+    return BootstrapResult(volume, torch.arange(4.0), 1.5, seed, 4.0)
 
 
 class Counted:
@@ -133,4 +133,14 @@ def test_a_bootstrap_marches_outwards_and_stays_in_its_box() -> None:
     with pytest.raises(ValueError, match="first_radius 8 lies beyond last_radius 6"):
         BootstrapSettings(first_radius=8, last_radius=6)
     small = BootstrapSettings().in_box(17)
-    assert small.last_radius == pytest.approx(8.49) and small.first_radius == 4
+    assert small.last_radius == pytest.approx(8.49) and small.first_radius == pytest.approx(8.49)
+
+
+def test_a_larger_particle_needs_fewer_shells_and_a_short_climb_settles_all_the_same() -> None:
+    settings = BootstrapSettings(steps=200)
+    assert settings.scaled_to(12, 0.25) == settings.scaled_to(12, 0.3) == 12
+    assert settings.scaled_to(12, 0.45) == 8
+    assert settings.scaled_to(5, 0.45) == 4
+    assert settings.climbing_steps == 150 and settings.settling_steps(150) == 50
+    assert settings.settling_steps(30) == 20
+    assert BootstrapSettings(steps=5).settling_steps(4) == 1

@@ -1,7 +1,12 @@
-"""Ab initio: a low-resolution map from nothing, by mini-batch expectation-maximisation.
+"""Ab initio: a low-resolution map from nothing, by mini-batch expectation-maximisation with momentum.
 
-Each step scores a mini-batch of images against every pose of a freshly turned grid, and inserts the best poses of
-each image with their posterior weights. A radius that grows from a few shells lets large features settle first.
+Each step draws poses of a mini-batch of images from their whole posterior on a freshly turned grid, and moves the
+map towards what those images say. Where posteriors are wide, a step of plain expectation-maximisation goes a small
+part of the way (its rate is the share of information that the unknown poses take away), so that steps gather
+momentum, as in stochastic gradient descent (Punjani et al., Nature Methods 2017).
+
+What is divided by is the weight of each frequency, with a floor that hardly depends on how often its direction was
+seen: a stronger one makes rare views fit worse, and be chosen more rarely still, until all views are one.
 """
 
 from __future__ import annotations
@@ -13,26 +18,32 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.images import BootstrapImages
 from cryoai.geometry.rotations import random_rotations
 from cryoai.geometry.shells import half_space_radius, mean_per_shell
-from cryoai.physics.image_formation import form_images_quickly, residual_power
+from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.physics.insertion import Inserter
-from cryoai.physics.noise import estimate_shell_power
-from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
-from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.run.config import BootstrapSettings
-from cryoai.tensors import ParticleBatch
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, map_from_volume, volume_from_map
+from cryoai.poses.posterior import PADDING, PosteriorSearch
 
-# Low resolution needs no padding: the particle fills about half the box, so its transform is smooth on this grid.
-BOOTSTRAP_PADDING = 1
-# Of each image's hypotheses, those below this weight are not worth inserting.
-_NEGLIGIBLE_WEIGHT = 1e-3
-# Images that the first noise spectrum is measured on, and mini-batches of random poses that make the first map.
-_FOR_SPECTRUM, _FIRST_BATCHES = 2000, 4
-# Low resolution needs fewer rotations: their spacing may grow as the radius falls, down to this share of them.
-_FEWEST_ROTATIONS = 0.25
+# Images at random poses that make the first map.
+_FIRST_IMAGES = 2000
 # The power a map may have beyond what the data support, as a share of the mean weight per shell.
-_RIDGE = 0.1
+_RIDGE = 1e-3
+# Steps are shortened where a frequency has been seen less than this share of its shell's mean.
+_SHORTENED = 0.3
+# An image knows its pose where so few poses hold its posterior; a mini-batch does where half of its images do.
+_FEW_POSES = 4.0
+# Where they do not, the radius grows by so many shells more than a particle of this size would need.
+_SHELLS_IN_NEED = 2
+# Mini-batches in a row that must.
+_WHILE = 5
+# Share of a new mini-batch in the running weights and in the noise spectrum.
+_RATE = 0.2
+# The noise of a mini-batch may not fall below this share of what is measured outside the particle.
+_LEAST_NOISE = 0.5
+# Width of the map's soft edge, box lengths; the whole edge lies outside the measured radius.
+_EDGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,118 +53,199 @@ class BootstrapResult:
     Attributes
     ----------
     volume
-        Inside ``last_radius``.
+        Inside ``radius``.
     noise_power
         ``E|noise|²`` per shell.
     held_out_likelihood
         Mean log-likelihood gain per held-out image over no particle at all, nats.
     seed
         What it started from.
+    radius
+        Shells.
     """
 
     volume: FourierVolume
     noise_power: Float[Tensor, " shells"]
     held_out_likelihood: float
     seed: int
+    radius: float
 
 
 def run_bootstrap(
-    batch: ParticleBatch,
-    settings: BootstrapSettings,
+    images: BootstrapImages,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
-    device: torch.device | str = "cpu",
 ) -> BootstrapResult:
     """One start from random poses.
 
     Parameters
     ----------
-    batch
-        The images, whitened or not; their disk must reach ``last_radius``.
-    settings
-        The schedule, with radii that exist in this box.
+    images
+        Whitened or not; with the schedule.
     seed
         Of everything random.
     on_step
         Called after each step with its number from 1; for progress.
-    device
-        Where to search and to insert.
     """
-    generator = torch.Generator().manual_seed(seed)
-    batch = batch.prefix(settings.last_radius)
-    noise_power = estimate_shell_power(batch.images[:_FOR_SPECTRUM], batch.disk).clamp(min=1e-12)
-    order = torch.randperm(len(batch), generator=generator)
-    total = _insert_random_poses(
-        batch[order[: _FIRST_BATCHES * settings.batch_size]], noise_power, generator, device
-    )
-    next_image = 0
-    for step in range(settings.steps):
-        if next_image + settings.batch_size > len(batch):
-            order, next_image = torch.randperm(len(batch), generator=generator), 0
-        rows = order[next_image : next_image + settings.batch_size]
-        next_image += settings.batch_size
-        progress = min(1.0, step / max(1.0, settings.march * settings.steps))
-        radius = settings.first_radius + (settings.last_radius - settings.first_radius) * progress
-        volume = regularised_volume(total, radius).to(device)
-        new, noise_power = _step(batch[rows], volume, noise_power, radius, settings, generator)
-        total = total.scaled(1 - settings.learning_rate) + new.scaled(settings.learning_rate)
+    settings = images.settings
+    climb = _Climb(images, seed)
+    for step in range(settings.climbing_steps):
+        climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
+        climb.step(settings.step_size)
         on_step(step + 1)
-    volume = regularised_volume(total, settings.last_radius)
-    return BootstrapResult(volume, noise_power, 0.0, seed)
+        if climb.is_settled and not climb.grow():
+            break
+    settling = settings.settling_steps(climb.steps)
+    for step in range(settling):
+        climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / settling))
+        on_step(climb.steps)
+    on_step(settings.steps)
+    return BootstrapResult(climb.ascent.volume(climb.shells), climb.noise_power, 0.0, seed, float(climb.shells))
 
 
-def regularised_volume(total: VolumeAccumulator, radius: float) -> FourierVolume:
-    """Numerator over weight, with a ridge that follows each shell's mean weight; nothing beyond ``radius`` + 1."""
-    distance = half_space_radius(total.weight.shape, total.padding, total.weight.device)
-    shell = distance.round().long()
-    mean = mean_per_shell(total.weight.flatten(), shell.flatten())
-    values = total.numerator / (total.weight + _RIDGE * mean[shell] + 1e-6)[..., None]
-    values[distance > radius + 1] = 0
-    return FourierVolume(values, total.box_size, total.padding)
+class _Climb:
+    """One start on its way: mini-batches in turn, a radius that grows, and the noise."""
+
+    def __init__(self, images: BootstrapImages, seed: int) -> None:
+        settings = images.settings
+        self._images, self._settings = images, settings
+        self._generator = torch.Generator().manual_seed(seed)
+        self._order = torch.randperm(len(images.train), generator=self._generator)
+        self._next = 0
+        self._searches: dict[int, PosteriorSearch] = {}
+        self._effective: list[float] = []
+        self.steps = 0
+        self._enough = int(min(settings.scaled_to(settings.last_radius, images.support), settings.last_radius))
+        self.last = min(int(settings.last_radius), self._enough + _SHELLS_IN_NEED)
+        self.shells = int(min(settings.scaled_to(settings.first_radius, images.support), self.last))
+        self._first = self.shells
+        self._floor = _LEAST_NOISE * images.noise_power[: self.last + 1]
+        self.noise_power = images.noise_power[: self.last + 1].clone()
+        first = _insert_random_poses(images, self._order[:_FIRST_IMAGES], self.last, self._generator)
+        share = settings.batch_size / min(_FIRST_IMAGES, len(images.train))
+        self.ascent = MapAscent(first, share, images.support, self.last)
+
+    def step(self, size: float) -> None:
+        """One mini-batch."""
+        settings, shells = self._settings, self.shells
+        if shells not in self._searches:
+            self._searches[shells] = make_posterior_search(self._images, shells, self.last)
+        batch, volume = self._images.train[self._next_rows()], self.ascent.volume(shells)
+        found = self._searches[shells](batch, volume, self.noise_power, settings.draws, self._generator)
+        assert found.sums is not None and found.residual_power is not None
+        self.ascent.step(found.sums, size, settings.momentum)
+        inside = slice(1, shells + 1)
+        self.noise_power[inside] += _RATE * (found.residual_power[inside] - self.noise_power[inside])
+        self.noise_power = torch.maximum(self.noise_power, self._floor)
+        self._effective.append(float(found.effective_poses.median()))
+        self.steps += 1
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether images have known their poses for a while, at this radius."""
+        return len(self._effective) >= _WHILE and max(self._effective[-_WHILE:]) < _FEW_POSES
+
+    def grow(self) -> bool:
+        """One more shell; False where those there are suffice for a particle of this size."""
+        if self.shells >= self._enough:
+            return False
+        self.shells += 1
+        self._effective.clear()
+        return True
+
+    def grow_by_clock(self, progress: float) -> None:
+        """At least the radius that belongs to a share of the climb."""
+        marched = self._first + (self.last - self._first) * min(1.0, progress)
+        self.shells = max(self.shells, int(marched + 1e-6))
+
+    def _next_rows(self) -> Tensor:
+        size = self._settings.batch_size
+        if self._next + size > len(self._order):
+            self._order, self._next = torch.randperm(len(self._order), generator=self._generator), 0
+        self._next += size
+        return self._order[self._next - size : self._next]
+
+
+def make_posterior_search(
+    images: BootstrapImages, shells: int, sums_radius: float | None = None
+) -> PosteriorSearch:
+    """The grid of poses within a radius, for what the images show; its sums may have room for more shells."""
+    train, settings = images.train, images.settings
+    return PosteriorSearch(
+        train.disk.box_size, train.pixel_size, shells, images.support, settings.max_shift_box_lengths,
+        sums_radius,
+    )  # fmt: skip
+
+
+class MapAscent:
+    """A map that climbs towards the likelihood's maximum, mini-batch by mini-batch.
+
+    Parameters
+    ----------
+    first
+        Sums of images at random poses.
+    share
+        How many images a mini-batch has for each of theirs.
+    support
+        Radius of the particle, box lengths; nothing is kept outside.
+    shells
+        Radius of the map.
+    """
+
+    def __init__(self, first: VolumeAccumulator, share: float, support: float, shells: int) -> None:
+        self._box_size, self._shells = first.box_size, shells
+        self._radius = half_space_radius(first.weight.shape, PADDING)
+        self._weight = first.weight * share
+        mean = self._mean_weight(first.weight)
+        self._small_box = 2 * (shells + 3)
+        outer = min((support + _EDGE) * self._small_box, self._small_box / 2 - 1)
+        self._mask = make_soft_sphere(self._small_box, outer, _EDGE * self._small_box)
+        self._values = self._masked(first.numerator / (first.weight + _RIDGE * mean + 1e-9)[..., None])
+        self._velocity = torch.zeros_like(self._values)
+
+    def volume(self, radius: float) -> FourierVolume:
+        """The map inside a radius."""
+        values = self._values.clone()
+        values[self._radius > radius + 1] = 0
+        return FourierVolume(values, self._box_size, PADDING)
+
+    def step(self, new: VolumeAccumulator, size: float, momentum: float) -> None:
+        """Move towards the map that a mini-batch would make.
+
+        Parameters
+        ----------
+        new
+            The mini-batch's sums.
+        size
+            1 would be the whole way, for that mini-batch alone.
+        momentum
+            Share of the last step that is gone on with.
+        """
+        self._weight = self._weight + _RATE * (new.weight - self._weight)
+        mean = self._mean_weight(self._weight)
+        pull = new.numerator - (new.weight + _RIDGE * mean)[..., None] * self._values
+        pull = pull / (self._weight + _SHORTENED * mean + 1e-9)[..., None]
+        self._velocity = momentum * self._velocity + size * pull
+        self._values = self._masked(self._values + self._velocity)
+
+    def _mean_weight(self, weight: Tensor) -> Tensor:
+        """Every frequency's shell mean."""
+        shell = self._radius.round().long()
+        return mean_per_shell(weight.flatten(), shell.flatten())[shell]
+
+    def _masked(self, values: Tensor) -> Tensor:
+        """What is left inside the particle's radius, in real space, and inside the map's, in Fourier space."""
+        values = torch.where((self._radius > self._shells + 0.5)[..., None], 0.0, values)
+        density = map_from_volume(FourierVolume(values, self._small_box, PADDING)) * self._mask
+        values = volume_from_map(density, self._shells + 2, PADDING).values
+        return torch.where((self._radius > self._shells + 1)[..., None], 0.0, values)
 
 
 def _insert_random_poses(
-    batch: ParticleBatch, noise_power: Tensor, generator: torch.Generator, device: torch.device | str
+    images: BootstrapImages, rows: Tensor, shells: int, generator: torch.Generator
 ) -> VolumeAccumulator:
-    inserter = _make_inserter(batch, device)
-    inserter.add(batch, random_rotations(len(batch), generator), torch.zeros(len(batch), 2), noise_power)
+    batch = images.train[rows].prefix(shells + 0.01)
+    inserter = Inserter(batch.disk.box_size, shells + 2, PADDING)
+    rotation = random_rotations(len(batch), generator)
+    inserter.add(batch, rotation, torch.zeros(len(batch), 2), images.noise_power)
     return inserter.result()
-
-
-def _make_inserter(batch: ParticleBatch, device: torch.device | str) -> Inserter:
-    return Inserter(batch.disk.box_size, float(batch.disk.radius[-1]) + 2, BOOTSTRAP_PADDING, device)
-
-
-def _step(
-    batch: ParticleBatch,
-    volume: FourierVolume,
-    noise_power: Tensor,
-    radius: float,
-    settings: BootstrapSettings,
-    generator: torch.Generator,
-) -> tuple[VolumeAccumulator, Tensor]:
-    """Search a mini-batch, insert its posterior, and update the noise inside the radius."""
-    inside = batch.prefix(radius)
-    grid = make_search_grid(
-        _rotations_at(radius, settings),
-        settings.max_shift_box_lengths * batch.box_length,
-        translation_step(radius, batch.box_length),
-        generator,
-    )
-    found = search_poses(inside, volume, noise_power, grid, settings.keep)
-    weight = found.posterior()
-    kept = weight > _NEGLIGIBLE_WEIGHT
-    image_of = torch.arange(len(batch))[:, None].expand_as(weight)[kept]
-    inserter = _make_inserter(batch, volume.device)
-    inserter.add(batch, found.rotation[kept], found.translation[kept], noise_power, image_of, weight[kept])
-    best = found.rotation[:, 0], found.translation[:, 0]
-    model = form_images_quickly(volume, *best, inside.ctf, inside.disk, inside.pixel_size)
-    measured = residual_power(inside, model)
-    noise_power, shells = noise_power.clone(), slice(1, len(measured))
-    noise_power[shells] += settings.learning_rate * (measured[shells] - noise_power[shells])
-    return inserter.result(), noise_power
-
-
-def _rotations_at(radius: float, settings: BootstrapSettings) -> int:
-    share = (radius / settings.last_radius) ** 3
-    return int(settings.rotations * max(share, _FEWEST_ROTATIONS))

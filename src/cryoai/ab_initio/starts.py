@@ -6,22 +6,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
-import torch
 
-from cryoai.ab_initio.bootstrap import BootstrapResult, run_bootstrap
+from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search, run_bootstrap
+from cryoai.ab_initio.images import BootstrapImages, choose_images
 from cryoai.geometry.fourier import resample
 from cryoai.metrics.alignment import align_maps
 from cryoai.particles.dataset import ParticleData
-from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, map_from_volume
-from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.run.config import BootstrapSettings
 from cryoai.run.context import Run
-from cryoai.run.streams import numpy_stream, stream_seed
-from cryoai.tensors import ParticleBatch
+from cryoai.run.streams import stream_seed
 
-# Grid poses of each held-out image that are scored in full precision.
-_JUDGED = 4
 # Two starts whose maps correlate less than this, averaged over their shells, found different molecules. Starts of
 # runs that end right agreed to 0.98 or better, wrong ones have agreed to 0.71 (docs/benchmarks.md, Noise).
 AGREEMENT_THRESHOLD = 0.8
@@ -69,19 +63,20 @@ def find_start(data: ParticleData, run: Run) -> AbInitioResult:
     run
         Options, checkpoints and progress; warned where the starts found different maps.
     """
-    config, settings = run.config, run.config.bootstrap.in_box(data.disk.box_size)
-    train, held_out = split_for_bootstrap(data, settings, config.seed)
-    inputs = {"bootstrap": settings, "seed": config.seed}
+    config = run.config
+    images = choose_images(data, config.bootstrap, config.seed, config.particle_diameter)
+    settings = images.settings
+    inputs = {"bootstrap": settings, "diameter": config.particle_diameter, "seed": config.seed}
     starts = []
     for number in range(1, config.seeds + 1):
 
         def one_start(number: int = number) -> BootstrapResult:
             seed = stream_seed(config.seed, "bootstrap", number)
             with run.progress.step(f"Bootstrap, start {number} of {config.seeds}", settings.steps) as done:
-                return run_start(train, held_out, settings, seed, done, data.device)
+                return run_start(images, seed, done)
 
         starts.append(run.checkpoint.step(step_of_start(number), BootstrapResult, inputs, one_start))
-    result = choose_best(starts, settings.last_radius)
+    result = choose_best(starts)
     if not result.has_converged:
         run.warn(
             f"the {len(starts)} starts found different maps (mean FSC with the best one at most "
@@ -98,61 +93,34 @@ def step_of_start(number: int) -> str:
     return f"bootstrap_{number:02d}"
 
 
-def split_for_bootstrap(
-    data: ParticleData, settings: BootstrapSettings, seed: int
-) -> tuple[ParticleBatch, ParticleBatch]:
-    """A random subset to bootstrap from, and others held out (the same ones where there are very few)."""
-    rows = numpy_stream(seed, "bootstrap images").permutation(data.usable_rows)
-    rows = rows[: settings.images + settings.held_out_images]
-    held_out = min(settings.held_out_images, len(rows) // 5)
-    train, test = np.sort(rows[held_out:]), np.sort(rows[:held_out])
-    # A copy of an image that was trained on is not held out.
-    train = train[~np.isin(data.grouping.group[train], data.grouping.group[test])]
-    radius = settings.last_radius
-    return data.batch(train, radius), data.batch(test if len(test) else train, radius)
-
-
-def run_start(
-    train: ParticleBatch,
-    held_out: ParticleBatch,
-    settings: BootstrapSettings,
-    seed: int,
-    on_step: Callable[[int], None],
-    device: torch.device | str = "cpu",
-) -> BootstrapResult:
+def run_start(images: BootstrapImages, seed: int, on_step: Callable[[int], None]) -> BootstrapResult:
     """One bootstrap, judged on the held-out images."""
-    result = run_bootstrap(train, settings, seed, on_step, device)
-    return replace(result, held_out_likelihood=judge_volume(result.volume.to(device), held_out, settings))
+    result = run_bootstrap(images, seed, on_step)
+    return replace(result, held_out_likelihood=judge_volume(result.volume, images))
 
 
-def judge_volume(volume: FourierVolume, held_out: ParticleBatch, settings: BootstrapSettings) -> float:
-    """How well a volume explains images that it was not made of: mean log-likelihood gain per image, nats.
+def judge_volume(volume: FourierVolume, images: BootstrapImages) -> float:
+    """How well a volume explains images that it was not made of: mean marginal log-likelihood gain, nats.
 
-    Volumes are comparable if the images are the same: they are judged with one noise spectrum, that of the images,
-    and on one grid.
+    The gain over no particle at all, averaged over every pose of one grid. Volumes are comparable if the images are
+    the same: they are judged with one noise spectrum.
 
     Parameters
     ----------
     volume
-        On the images' scale, inside ``last_radius``.
-    held_out
-        The images, within ``last_radius``.
-    settings
-        The grid's.
+        On the images' scale, inside their settings' ``last_radius``.
+    images
+        Of which the held-out ones are read.
     """
-    noise_power = estimate_shell_power(held_out.images, held_out.disk).clamp(min=1e-12)
-    step = translation_step(settings.last_radius, held_out.box_length)
-    grid = make_search_grid(settings.rotations, settings.max_shift_box_lengths * held_out.box_length, step)
-    found = search_poses(held_out, volume, noise_power, grid, keep=_JUDGED)
-    nothing = ((held_out.images.abs() ** 2) / noise_power[held_out.disk.shell]).sum(1)
-    return float((found.log_weight[:, 0] + nothing).mean())
+    search = make_posterior_search(images, int(images.settings.last_radius))
+    return float(search(images.held_out, volume, images.noise_power).gain.mean())
 
 
-def choose_best(starts: list[BootstrapResult], radius: float) -> AbInitioResult:
+def choose_best(starts: list[BootstrapResult]) -> AbInitioResult:
     """The likeliest start, and every start's agreement with it."""
     order = [start.held_out_likelihood for start in starts]
     best = int(np.argmax(order))
-    box = 2 * (int(radius) + 1)
+    box = 2 * (int(min(start.radius for start in starts)) + 1)
     maps = [resample(map_from_volume(start.volume), box, 3) for start in starts]
     agreements = [
         1.0 if i == best else align_maps(density, maps[best]).correlation for i, density in enumerate(maps)

@@ -87,7 +87,7 @@ def train_on_map(
         The encoder, and one record per step.
     """
     options = config.hybrid
-    radius = float(min(config.bootstrap.last_radius, data.disk.radius[-1]))
+    radius = float(min(config.refine.first_search_radius, start.radius))
     rows = numpy_stream(config.seed, "encoder images").permutation(data.usable_rows)
     pool = data.batch(np.sort(rows[:_POOL]), radius)
     settings = options.training(radius, config.bootstrap.max_shift_box_lengths)
@@ -117,7 +117,7 @@ def _shift_sigma(
     """Å, standard deviation of the translations that a search of some particles finds."""
     radius = float(batch.disk.radius[-1])
     grid = make_search_grid(
-        config.bootstrap.rotations,
+        config.refine.first_search_rotations,
         config.bootstrap.max_shift_box_lengths * batch.box_length,
         translation_step(radius, batch.box_length),
     )

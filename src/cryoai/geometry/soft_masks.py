@@ -21,6 +21,11 @@ def make_soft_sphere(
     return _raised_cosine((outer - radial_distance(box_size, 3)) / edge_px)
 
 
+def make_soft_disc(box_size: int, radius_px: float, edge_px: float) -> Float[Tensor, "box box"]:
+    """A disc about the centre of an image: 0 from ``radius_px``, 1 from ``edge_px`` further in."""
+    return _raised_cosine((radius_px - radial_distance(box_size, 2)) / edge_px)
+
+
 def soften_mask(core: Bool[np.ndarray, "*box"], extend_px: float, edge_px: float) -> Float[Tensor, "*box"]:
     """1 in a core and up to ``extend_px`` from it, 0 from ``edge_px`` further out."""
     outside = torch.from_numpy(np.asarray(distance_transform_edt(np.logical_not(core))))

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, filter_images, plane_radius
+from cryoai.geometry.fourier import FourierDisk, disk_to_images, filter_images, images_to_disk, plane_radius
+from cryoai.geometry.soft_masks import make_soft_disc
 
 _COLOUR_FREQUENCY = 1 / 50
 """1/Å, where the surplus of coloured noise has fallen to a half."""
@@ -68,3 +69,22 @@ def estimate_shell_power(coefficients: Complex[Tensor, "batch n"], disk: Fourier
     """Mean of ``|c(k)|²`` over the batch and each ring."""
     power = coefficients.real**2 + coefficients.imag**2
     return disk.mean_per_shell(power.mean(0))
+
+
+def estimate_noise_outside(
+    coefficients: Complex[Tensor, "batch n"], disk: FourierDisk, radius: float
+) -> Float[Tensor, " shells"]:
+    """``E|noise|²`` per shell from what lies outside the particle, where no map need be known.
+
+    Neighbours and ice in the corners count as noise, which errs on the safe side.
+
+    Parameters
+    ----------
+    coefficients, disk
+        Whole images, to the largest shell that the box has.
+    radius
+        Of the particle, box lengths; at most 0.45, so that the corners remain.
+    """
+    outside = 1 - make_soft_disc(disk.box_size, (min(radius, 0.45) + 0.06) * disk.box_size, 0.06 * disk.box_size)
+    images = disk_to_images(coefficients, disk) * outside
+    return estimate_shell_power(images_to_disk(images, disk), disk) / outside.square().mean()

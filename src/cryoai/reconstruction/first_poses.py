@@ -161,6 +161,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
     with run.timed("bootstrap"):
         ab_initio = find_start(data, run)
     best = ab_initio.best
+    radius = min(config.refine.first_search_radius, best.radius)
     encoder, history = None, ()
     after = step_of_start(ab_initio.best_number)
     if uses_encoder(config, len(data.usable_rows), data.device):
@@ -173,13 +174,14 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
         noise[: len(best.noise_power)] = best.noise_power
         state = start_refinement(data, noise, config.seed)
         if encoder is None:
-            return assign_all(data, state, best.volume, config, run.progress)
+            return assign_all(data, state, best.volume, radius, config, run.progress)
         return pose_all(data, state, encoder, best.volume, encoder.radius, run.progress)
 
     with run.timed("posing"):
         inputs = {
             "bootstrap": config.bootstrap, "reach": config.refine.first_search_reach,
-            "keep": config.refine.first_search_keep, "seed": config.seed,
+            "keep": config.refine.first_search_keep, "radius": config.refine.first_search_radius,
+            "rotations": config.refine.first_search_rotations, "seed": config.seed,
         }  # fmt: skip
         state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
-    return FirstPoses(state, _ASSIGNED, config.bootstrap.last_radius, ab_initio, encoder, history)
+    return FirstPoses(state, _ASSIGNED, radius, ab_initio, encoder, history)

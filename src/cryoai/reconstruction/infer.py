@@ -34,7 +34,7 @@ from cryoai.refinement.confidence import (
 from cryoai.refinement.global_search import GlobalSearch, search_batch
 from cryoai.refinement.map_particles import OnChunk, Portion, map_particles, one_reference
 from cryoai.refinement.poses import fit_gain
-from cryoai.run.config import BootstrapSettings, ReconstructConfig, RefineSettings, load_config
+from cryoai.run.config import ReconstructConfig, RefineSettings, load_config
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 from cryoai.types import ParticleSet, Pose
@@ -237,7 +237,7 @@ class _Posing:
         step = translation_step(radius, length)
         # The encoder misses those that lie farther out than what it was trained on, so translations go far.
         settings = RefineSettings()
-        grid = make_search_grid(BootstrapSettings().rotations, settings.max_shift_box_lengths * length, step)
+        grid = make_search_grid(settings.first_search_rotations, settings.max_shift_box_lengths * length, step)
         stages = ((radius, settings.search_refined), (self._full, 1))
         search = GlobalSearch(grid, radius, settings.search_keep, stages)
 

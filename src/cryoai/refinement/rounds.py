@@ -94,14 +94,15 @@ def assign_all(
     data: ParticleData,
     state: RefinementState,
     volume: FourierVolume,
+    radius: float,
     config: ReconstructConfig,
     progress: Progress,
 ) -> RefinementState:
-    """Find every particle's pose against the bootstrap's map; the only thing both halves see."""
-    bootstrap, refine = config.bootstrap.in_box(data.disk.box_size), config.refine
-    radius, box_length = bootstrap.last_radius, data.disk.box_size * data.pixel_size
+    """Find every particle's pose against the bootstrap's map inside a radius; the only thing both halves see."""
+    bootstrap, refine = config.bootstrap, config.refine
+    box_length = data.disk.box_size * data.pixel_size
     reach = refine.first_search_reach * bootstrap.max_shift_box_lengths * box_length
-    grid = make_search_grid(bootstrap.rotations, reach, translation_step(radius, box_length))
+    grid = make_search_grid(refine.first_search_rotations, reach, translation_step(radius, box_length))
     search = GlobalSearch(grid, radius, refine.first_search_keep, ((radius, 1),))
     with progress.step("Posing every particle", len(state.used)) as done:
         references = one_reference(data, volume)

@@ -23,29 +23,39 @@ _DEEPEST = 20
 """Groups within groups; there are three."""
 
 
+_FEWEST_SETTLING = 20
+"""Ever smaller steps that a short climb ends with."""
+_USUAL_SUPPORT = 0.3
+"""Radius of a particle, box lengths, that the bootstrap's radii are meant for."""
+
+
 class BootstrapSettings(Settings):
     """The ab initio stage: mini-batch expectation-maximisation at low resolution."""
 
     images: int = Field(default=20_000, ge=100)
     """At most this many images, drawn at random, are used."""
-    steps: int = Field(default=60, ge=5)
-    """Mini-batches of each start."""
-    batch_size: int = Field(default=500, ge=10)
+    steps: int = Field(default=240, ge=5)
+    """At most so many mini-batches of each start; fewer where images know their poses earlier."""
+    batch_size: int = Field(default=250, ge=10)
     """Images in a mini-batch."""
-    rotations: int = Field(default=4608, ge=500)
-    """Points of the SO(3) grid."""
-    first_radius: float = Field(default=4.0, ge=2)
-    """Shells (of a box that the particle half fills); the radius marches from here"""
-    last_radius: float = Field(default=10.0, ge=4)
+    first_radius: float = Field(default=10.0, ge=2)
+    """Shells (for a particle of radius 0.3 box lengths, fewer for larger ones); the radius marches from here"""
+    last_radius: float = Field(default=12.0, ge=4)
     """to here,"""
-    march: float = Field(default=0.7, gt=0, le=1)
-    """linearly over this share of the steps."""
+    march: float = Field(default=0.5, gt=0, lt=1)
+    """over this share of the steps, or faster where the images support it."""
+    settle: float = Field(default=0.25, gt=0, lt=1)
+    """Share of the steps that is left for ever smaller ones."""
+    step_size: float = Field(default=0.5, gt=0, le=2)
+    """Share of the way to the map that a mini-batch alone would make."""
+    last_step_share: float = Field(default=0.05, gt=0, le=1)
+    """The last step's size, as a share of ``step_size``."""
+    momentum: float = Field(default=0.9, ge=0, lt=1)
+    """Share of each step that the next one goes on with."""
+    draws: int = Field(default=256, ge=1)
+    """Poses drawn from the posterior of each image."""
     max_shift_box_lengths: float = Field(default=0.16, gt=0, lt=0.5)
     """Largest translation tried."""
-    keep: int = Field(default=16, ge=1)
-    """Poses of each image that are inserted, with their posterior weights."""
-    learning_rate: float = Field(default=0.3, gt=0, le=1)
-    """Share of a new mini-batch in the decaying sums, and in the noise spectrum."""
     held_out_images: int = Field(default=500, ge=20)
     """Images that no start sees, to judge them all by; at most a fifth of the images."""
 
@@ -55,10 +65,24 @@ class BootstrapSettings(Settings):
             raise ValueError(f"first_radius {self.first_radius:g} lies beyond last_radius {self.last_radius:g}")
         return self
 
+    @property
+    def climbing_steps(self) -> int:
+        """At most so many steps at full size."""
+        return max(1, round((1 - self.settle) * self.steps))
+
+    def settling_steps(self, climbed: int) -> int:
+        """How many ever smaller steps follow so many at full size."""
+        most = self.steps - self.climbing_steps
+        return max(min(_FEWEST_SETTLING, most), round(climbed * self.settle / (1 - self.settle)))
+
     def in_box(self, box_size: int) -> BootstrapSettings:
         """The same settings with radii that exist in a box of so many px."""
         last = min(self.last_radius, full_radius(box_size))
         return self.model_copy(update={"last_radius": last, "first_radius": min(self.first_radius, last)})
+
+    def scaled_to(self, radius: float, support: float) -> float:
+        """Shells that mean the same for a particle of some radius, box lengths; no fewer than 4."""
+        return max(4.0, min(radius, round(radius * _USUAL_SUPPORT / max(support, 1e-6))))
 
 
 class SearchRound(Settings):
@@ -93,6 +117,10 @@ class RefineSettings(Settings):
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
     max_rounds: int = Field(default=8, ge=0)
     """At most this many rounds of map and poses; with 0 the first poses are final."""
+    first_search_rotations: int = Field(default=4608, ge=500)
+    """Points of the SO(3) grid when every particle is posed against the bootstrap's map."""
+    first_search_radius: float = Field(default=10.0, ge=4)
+    """Shells of that search: all that the half-maps have in common."""
     first_search_reach: float = Field(default=1.2, gt=0, le=3)
     """Largest translation when every particle is posed against the bootstrap's map, as a multiple of its own."""
     first_search_keep: int = Field(default=8, ge=1)

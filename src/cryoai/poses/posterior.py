@@ -1,0 +1,324 @@
+"""The whole posterior of images over views, in-plane angles and shifts, and what a map learns from it.
+
+E step: an image, multiplied by its CTF, masked to where the particle can be, sampled on rings and moved by every
+shift, is correlated with slices of the map over all in-plane angles at once, angular mode by angular mode. M step:
+poses drawn from the posterior, every image with the same number of draws, are summed up by their direction and
+inserted. Nothing is truncated: a posterior over thousands of poses is drawn from as it is.
+
+The mask comes after the CTF: a product with a slice is then that of the unmasked image with what the mask leaves of
+the map, so that noise stays white and the likelihood exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import torch
+from jaxtyping import Complex, Float
+from torch import Tensor
+
+from cryoai.geometry.fourier import FourierDisk, disk_to_images
+from cryoai.geometry.rotations import random_rotations
+from cryoai.geometry.shells import mean_per_shell
+from cryoai.geometry.soft_masks import make_soft_disc
+from cryoai.physics.insertion import Inserter, slice_quickly
+from cryoai.physics.kernels import run_in_threads
+from cryoai.physics.polar_kernels import LANES, posterior_kernel
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
+from cryoai.physics.translation import compute_shift
+from cryoai.poses.polar_grid import PolarGrid, make_polar_grid, rotations_to, spread_directions
+from cryoai.poses.search import make_translation_grid
+from cryoai.tensors import ParticleBatch
+
+MASK_MARGIN = 3.0
+"""Shells beyond the radius that images should reach: a mask mixes neighbouring coefficients."""
+# Width of the mask's soft edge, box lengths.
+_EDGE = 0.08
+# Directions are so far apart, in periods of the outermost shell at the particle's radius.
+_SPACING = 0.75
+# The smallest radius that sets the spacing of directions, box lengths.
+_SMALLEST_SUPPORT = 0.25
+# Images whose moved rings are held at once.
+_CHUNK = 64
+PADDING = 2
+"""Grid points per shell of the sums."""
+
+
+@dataclass(frozen=True, eq=False)
+class Posterior:
+    """What a batch of images says about a map.
+
+    Attributes
+    ----------
+    gain
+        (batch,) marginal log-likelihood gain over no particle at all, nats: the mean over all poses of the grid.
+    effective_poses
+        (batch,) 1 / Σ p².
+    sums
+        Of the images at poses drawn from their posteriors, on a grid of `PADDING`; None if none were drawn.
+    residual_power
+        (shells + 1,) ``E|image - CTF · slice|²`` over the posterior; 0 for shell 0. None without draws.
+    """
+
+    gain: Float[Tensor, " batch"]
+    effective_poses: Float[Tensor, " batch"]
+    sums: VolumeAccumulator | None = None
+    residual_power: Float[Tensor, " shells"] | None = None
+
+
+class PosteriorSearch:
+    """The posterior within a radius, for particles of a known size.
+
+    Parameters
+    ----------
+    box_size, pixel_size
+        Of the images, px and Å.
+    shells
+        The radius.
+    support
+        Radius of the particle, box lengths; volumes should be 0 outside.
+    max_shift
+        Largest translation tried, box lengths.
+    sums_radius
+        Shells that the grid of the sums holds; default: the radius.
+    """
+
+    def __init__(
+        self,
+        box_size: int,
+        pixel_size: float,
+        shells: int,
+        support: float,
+        max_shift: float,
+        sums_radius: float | None = None,
+    ) -> None:
+        self._sums_radius = shells if sums_radius is None else sums_radius
+        self.box_size, self.pixel_size, self.support = box_size, pixel_size, support
+        self.mask_radius = min(support + max_shift, 0.5 - _EDGE / 2)
+        self.grid: PolarGrid = make_polar_grid(shells, support, self.mask_radius + _EDGE / 2)
+        box_length = box_size * pixel_size
+        self.shifts = make_translation_grid(max_shift * box_length, 0.4 * box_length / shells)
+        self._ramps = compute_shift(-self.shifts, self.grid.samples(box_size, of_images=True), pixel_size)
+        spacing = _SPACING / (shells * max(support, _SMALLEST_SUPPORT))
+        self.blocks = max(1, round(2 * math.pi / spacing**2 / LANES))
+        angle = (torch.arange(self.grid.angles) + 0.5) * 2 * math.pi / self.grid.angles
+        self._phase = torch.arange(self.grid.modes)[:, None] * angle
+        self._matrices: dict[int, Tensor] = {}
+
+    @property
+    def poses(self) -> int:
+        """How many poses every image is compared with."""
+        return len(self.shifts) * self.blocks * LANES * 2 * self.grid.angles
+
+    def __call__(
+        self,
+        batch: ParticleBatch,
+        volume: FourierVolume,
+        noise_power: Float[Tensor, " shells"],
+        draws: int = 0,
+        generator: torch.Generator | None = None,
+        reference: bool = False,
+    ) -> Posterior:
+        """Posteriors of images, and what a map learns from poses drawn from them.
+
+        Parameters
+        ----------
+        batch
+            The images, best to `MASK_MARGIN` shells beyond the radius; what is further out is not read.
+        volume
+            What they are compared with.
+        noise_power
+            ``E|noise|²`` per shell.
+        draws
+            Poses drawn for each image; 0 for the likelihood alone.
+        generator
+            Turns the grid, and places the draws; without one the grid is as it is.
+        reference
+            Work in plain torch instead of the kernel, which it defines; for tests.
+        """
+        batch = batch.prefix(self.grid.shells + MASK_MARGIN + 0.01)
+        rotation = self._rotations(generator)
+        offset = torch.rand(len(batch), generator=generator) if generator else torch.full((len(batch),), 0.5)
+        volume = volume.to("cpu")
+        slices = self.grid.to_rings(slice_quickly(volume, rotation, self.grid.samples(self.box_size, False)))
+        step = _ExpectationStep(self, slices, noise_power, draws)
+        run = step.run_reference if reference else step.run_kernel
+        parts = [run(batch[i : i + _CHUNK], offset[i : i + _CHUNK]) for i in range(0, len(batch), _CHUNK)]
+        gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
+        gain = gain - math.log(self.poses)
+        if draws == 0:
+            return Posterior(gain, effective)
+        sums = self._insert(step.total, step.weight, rotation, noise_power)
+        return Posterior(gain, effective, sums, step.residual_power(batch))
+
+    def moved_rings(
+        self, batch: ParticleBatch, noise_power: Float[Tensor, " any_shells"]
+    ) -> Float[Tensor, "batch shifts shells angles"]:
+        """Rings of masked ``CTF · image`` moved by each shift, times what a sample counts for, over the noise."""
+        if len(batch.disk) not in self._matrices:
+            self._matrices[len(batch.disk)] = _polar_matrix(self.grid, batch.disk, self.mask_radius)
+        matrix = self._matrices[len(batch.disk)]
+        image = batch.images * batch.ctf
+        rings = torch.view_as_complex((torch.cat((image.real, image.imag), 1) @ matrix).unflatten(1, (-1, 2)))
+        scale = self.grid.area / noise_power[1 : self.grid.shells + 1]
+        rings = rings * scale.repeat_interleave(self.grid.angles // 2)
+        return self.grid.to_rings(rings[:, None] * self._ramps)
+
+    def cosines(self) -> tuple[Float[Tensor, "modes quarter"], Float[Tensor, "modes quarter"]]:
+        """Of mode times in-plane angle, over the first quarter of the angles."""
+        quarter = self._phase[:, : self.grid.angles // 4]
+        return quarter.cos().contiguous(), quarter.sin().contiguous()
+
+    def turns(self) -> Complex[Tensor, "modes angles"]:
+        """``exp(i m ψ)``."""
+        return torch.polar(torch.ones_like(self._phase), self._phase)
+
+    def _rotations(self, generator: torch.Generator | None) -> Float[Tensor, "directions 3 3"]:
+        rotation = rotations_to(spread_directions(self.blocks * LANES))
+        return rotation if generator is None else random_rotations(1, generator) @ rotation
+
+    def _insert(self, total: Tensor, weight: Tensor, rotation: Tensor, noise_power: Tensor) -> VolumeAccumulator:
+        """The sums of each direction as one slice each."""
+        grid = self.grid
+        scale = grid.area / noise_power[1 : grid.shells + 1]
+        mass = (weight * scale).repeat_interleave(grid.angles // 2, 1).clamp(min=1e-20).sqrt()
+        disk = grid.samples(self.box_size, of_images=False)
+        slices = ParticleBatch(grid.from_rings(total) / mass, mass, disk, self.pixel_size)
+        inserter = Inserter(self.box_size, self._sums_radius + 2, PADDING)
+        ones = torch.ones(grid.shells + 1)
+        inserter.add(slices, rotation, torch.zeros(len(rotation), 2), ones)
+        return inserter.result()
+
+
+class _ExpectationStep:
+    """The sums of one call, chunk by chunk."""
+
+    def __init__(self, search: PosteriorSearch, slices: Tensor, noise_power: Tensor, draws: int) -> None:
+        self.search, self.slices, self.draws = search, slices, draws
+        self.noise_power = noise_power
+        grid = search.grid
+        self.spectrum = grid.spectrum(slices, of_images=False)
+        self.ring_power = (slices**2).sum(2) * grid.area
+        threads = max(1, torch.get_num_threads())
+        count = len(slices)
+        self._totals = np.zeros((threads, count, grid.shells, grid.angles), np.float32)
+        self._weights = np.zeros((threads, count, grid.shells), np.float32)
+        self._scratch: list[np.ndarray] = []
+
+    @property
+    def total(self) -> Float[Tensor, "directions shells angles"]:
+        """Σ of drawn rings over images, of each direction."""
+        return torch.from_numpy(self._totals.sum(0))
+
+    @property
+    def weight(self) -> Float[Tensor, "directions shells"]:
+        """Σ CTF² of each direction."""
+        return torch.from_numpy(self._weights.sum(0))
+
+    def _prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Moved rings, their weighted spectra, CTF² per shell, and ⟨CTF², |slice|²⟩ of every direction."""
+        grid = self.search.grid
+        rings = self.search.moved_rings(batch, self.noise_power)
+        spectrum = grid.spectrum(rings, of_images=True) * (2 * grid.correlation_weight())
+        ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
+        power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T
+        return rings, spectrum, ctf_power, power
+
+    def run_kernel(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """Gains and effective numbers of poses of some images, which are added to the sums."""
+        search, grid = self.search, self.search.grid
+        rings, spectrum, ctf_power, power = self._prepare(batch)
+        slices = torch.view_as_real(self.spectrum).unflatten(0, (search.blocks, LANES))
+        slices = slices.permute(0, 2, 3, 1).contiguous().numpy()
+        images = torch.view_as_real(spectrum).contiguous().numpy()
+        power = power.unflatten(1, (search.blocks, LANES)).contiguous()
+        cosine, sine = search.cosines()
+        first_term = grid.first_term.numpy()
+        gain, effective = np.empty(len(batch), np.float32), np.empty(len(batch), np.float32)
+        if not self._scratch:
+            shape = (len(search.shifts) * search.blocks + 1, 2, grid.angles, LANES)
+            self._scratch = [np.empty(shape, np.float32) for _ in self._totals]
+
+        def work(start: int, stop: int, thread: int) -> None:
+            posterior_kernel(
+                images, rings.numpy(), ctf_power.contiguous().numpy(), slices, power.numpy(), first_term,
+                cosine.numpy(), sine.numpy(), self.draws, offset.numpy(),
+                self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, start, stop,
+            )  # fmt: skip
+
+        run_in_threads(work, len(batch), len(self._totals))
+        return torch.from_numpy(gain), torch.from_numpy(effective)
+
+    def run_reference(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
+        """The same in plain torch, image by image."""
+        rings, spectrum, ctf_power, power = self._prepare(batch)
+        gains, numbers = [], []
+        for i in range(len(batch)):
+            score = self.scores(spectrum[i], power[i])
+            flat = score.flatten().double()
+            best = flat.max()
+            mass = (flat - best).exp()
+            gains.append((best + mass.sum().log()).float())
+            numbers.append((mass.sum() ** 2 / (mass**2).sum()).float())
+            if self.draws:
+                places = (torch.arange(self.draws) + offset[i]) / self.draws * mass.sum()
+                drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
+                self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i])
+        return torch.stack(gains).cpu(), torch.stack(numbers).cpu()
+
+    def scores(
+        self, spectrum: Complex[Tensor, "shifts terms"], power: Float[Tensor, " directions"]
+    ) -> Float[Tensor, "shifts 2 angles directions"]:
+        """Log-likelihood gains of every pose: of each direction and of its mirror image."""
+        grid, turns = self.search.grid, self.search.turns()
+        first = grid.first_term.tolist()
+        product = []
+        for begin, end in pairwise(first):
+            image, slices = spectrum[:, begin:end], self.spectrum[:, begin:end].T
+            product.append(torch.stack((image @ slices.conj(), image @ slices), 1))
+        return torch.einsum("mj,mtsd->tsjd", turns, torch.stack(product)).real - power
+
+    def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor) -> None:
+        shift, side, angle, direction = place
+        share = 1 / self.draws
+        x = torch.arange(self.search.grid.angles)
+        index = torch.where(side[:, None] == 0, x + angle[:, None], angle[:, None] - x) % len(x)
+        turned = rings[shift].gather(2, index[:, None].expand(-1, rings.shape[1], -1)) * share
+        torch.from_numpy(self._totals[0]).index_add_(0, direction, turned)
+        torch.from_numpy(self._weights[0]).index_add_(
+            0, direction, (ctf_power * share).expand(len(direction), -1).contiguous()
+        )
+
+    def residual_power(self, batch: ParticleBatch) -> Float[Tensor, " shells"]:
+        """Mean over coefficients of ``|image - CTF · slice|²``."""
+        grid = self.search.grid
+        noise = self.noise_power[1 : grid.shells + 1]
+        explained = 2 * noise * (self.total * self.slices).sum((0, 2)) - (self.weight * self.ring_power).sum(0)
+        # A half-plane ring holds π k coefficients.
+        explained = explained / (len(batch) * math.pi * grid.shell)
+        power = batch.disk.mean_per_shell((batch.images.real**2 + batch.images.imag**2).mean(0))
+        return torch.cat((torch.zeros(1), power[1 : grid.shells + 1] - explained))
+
+
+def _polar_matrix(
+    grid: PolarGrid, disk: FourierDisk, mask_radius: float
+) -> Float[Tensor, "coefficients samples_and_parts"]:
+    """From coefficients (real parts, then imaginary ones) to ring samples (real and imaginary parts in turn).
+
+    The coefficients go to real space, in the smallest box that holds them, where they are masked, and from there to
+    the rings by the Fourier sum itself, so that nothing is interpolated.
+    """
+    n, box = len(disk), 2 * (math.floor(disk.reach) + 1)
+    ky, kx = disk.ky.long() % box, disk.kx.long()
+    small = FourierDisk(box, disk.kx, disk.ky, disk.radius, disk.shell, ky * (box // 2 + 1) + kx)
+    unit = torch.eye(n, dtype=torch.complex64)
+    images = disk_to_images(torch.cat((unit, 1j * unit)), small)
+    images = images * make_soft_disc(box, (mask_radius + _EDGE / 2) * box, _EDGE * box)
+    axis = (torch.arange(box) - box // 2) / box
+    samples = grid.samples(box, of_images=True)
+    angle = samples.kx[:, None, None] * axis + samples.ky[:, None, None] * axis[:, None]
+    waves = torch.polar(torch.ones_like(angle), -2 * math.pi * angle).flatten(1)
+    return torch.view_as_real(images.flatten(1).to(waves.dtype) @ waves.T / box).flatten(1)

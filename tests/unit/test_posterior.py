@@ -1,0 +1,157 @@
+"""The whole posterior on rings: its algebra, the kernel and its reference, its likelihood and the plain one."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from cryoai.geometry.fourier import images_to_disk, make_fourier_disk
+from cryoai.geometry.rotations import random_rotations
+from cryoai.particles.extent import measure_support
+from cryoai.physics.image_formation import form_images_quickly
+from cryoai.physics.noise import estimate_noise_outside, make_coloured_noise, make_shell_noise
+from cryoai.physics.slicing import volume_from_map
+from cryoai.poses.polar_grid import make_polar_grid, rotations_to, spread_directions
+from cryoai.poses.posterior import PosteriorSearch
+from cryoai.tensors import ParticleBatch
+
+SHELLS, SUPPORT, PIXEL_SIZE = 6, 0.22, 5.0
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def make_density(box: int) -> torch.Tensor:
+    """Three unequal balls within 0.2 of the box from its centre."""
+    axis = (torch.arange(box) - box // 2) / box
+    z, y, x = torch.meshgrid(axis, axis, axis, indexing="ij")
+    density = torch.zeros(box, box, box)
+    for height, (a, b, c) in ((1.0, (0.1, 0.0, 0.05)), (0.8, (-0.08, 0.1, 0.0)), (0.6, (0.0, -0.1, -0.1))):
+        density += height * torch.exp(-((x - a) ** 2 + (y - b) ** 2 + (z - c) ** 2) / (2 * 0.035**2))
+    return density
+
+
+def make_batch(
+    box: int, count: int, noise: float, seed: int = 0
+) -> tuple[ParticleBatch, torch.Tensor, torch.Tensor]:
+    """Images of the balls within 9 shells, with a CTF of rings, their rotations and their translations."""
+    disk = make_fourier_disk(box, 9.0)
+    volume = volume_from_map(make_density(box))
+    rotation = random_rotations(count, generator(seed))
+    translation = 0.03 * box * PIXEL_SIZE * torch.randn(count, 2, generator=generator(seed + 1))
+    ctf = torch.cos(disk.radius * torch.linspace(0.05, 0.15, count)[:, None])
+    clean = form_images_quickly(volume, rotation, translation, ctf, disk, PIXEL_SIZE)
+    images = clean + make_shell_noise(count, torch.full((20,), noise), disk, generator(seed + 2))
+    return ParticleBatch(images, ctf, disk, PIXEL_SIZE), rotation, translation
+
+
+def make_search(box: int) -> PosteriorSearch:
+    return PosteriorSearch(box, PIXEL_SIZE, SHELLS, SUPPORT, 0.1)
+
+
+def test_rings_hold_a_hermitian_function() -> None:
+    grid = make_polar_grid(5, 0.3, 0.4)
+    half = torch.complex(*torch.randn(2, 3, 5 * grid.angles // 2, generator=generator()))
+    rings = grid.to_rings(half)
+    assert rings.shape == (3, 5, grid.angles)
+    torch.testing.assert_close(grid.from_rings(rings), half)
+    whole = (half.unflatten(1, (5, -1)).abs() ** 2).sum(2) * 2
+    torch.testing.assert_close((rings**2).sum(2), whole)
+
+
+def test_a_correlation_over_rings_is_one_product_per_mode() -> None:
+    grid = make_polar_grid(4, 0.2, 0.3)
+    angle = torch.arange(grid.angles) * 2 * math.pi / grid.angles
+    turned = 7.5 * 2 * math.pi / grid.angles
+    wave = lambda at: torch.stack([torch.cos(2 * at) + k * torch.sin(at) for k in range(1, 5)])  # noqa: E731
+    slices, images = wave(angle), wave(angle + math.pi / grid.angles - turned)
+    product = grid.spectrum(images, True) * grid.spectrum(slices, False).conj() * grid.correlation_weight()
+    phase = torch.polar(torch.ones(len(grid.term)), grid.term[:, 0] * turned)
+    torch.testing.assert_close((product * phase).real.sum(), (slices**2).sum())
+    assert float((product * phase.conj()).real.sum()) < 0.9 * float((slices**2).sum())
+
+
+def test_directions_cover_half_a_sphere_evenly() -> None:
+    direction = spread_directions(200)
+    rotation = rotations_to(direction)
+    torch.testing.assert_close(rotation[:, :, 2], direction)
+    torch.testing.assert_close(rotation.mT @ rotation, torch.eye(3).expand(200, 3, 3), atol=1e-5, rtol=0)
+    torch.testing.assert_close(torch.linalg.det(rotation), torch.ones(200))
+    second_moment = 3 * direction.T @ direction / len(direction)
+    torch.testing.assert_close(second_moment, torch.eye(3), atol=0.02, rtol=0)
+
+
+@pytest.mark.parametrize("box", [24, 25])
+def test_the_kernel_does_what_its_reference_does(box: int) -> None:
+    batch, _, _ = make_batch(box, 5, noise=30.0)
+    volume, noise = volume_from_map(make_density(box)), torch.full((20,), 30.0)
+    search = make_search(box)
+    kernel, plain = (
+        search(batch, volume, noise, 20_000, generator(3), reference=reference) for reference in (False, True)
+    )
+    torch.testing.assert_close(kernel.gain, plain.gain, atol=2e-3, rtol=0)
+    torch.testing.assert_close(kernel.effective_poses, plain.effective_poses, rtol=5e-3, atol=0)
+    assert kernel.residual_power is not None and plain.residual_power is not None
+    torch.testing.assert_close(kernel.residual_power, plain.residual_power, rtol=0.01, atol=0)
+    assert kernel.sums is not None and plain.sums is not None
+    size = float(plain.sums.numerator.abs().max())
+    torch.testing.assert_close(kernel.sums.numerator, plain.sums.numerator, atol=0.03 * size, rtol=0)
+    torch.testing.assert_close(kernel.sums.weight.sum(), plain.sums.weight.sum(), rtol=1e-3, atol=0)
+
+
+@pytest.mark.parametrize("box", [24, 25])
+@pytest.mark.parametrize("noise", [1.0, 5.0])
+def test_the_likelihood_is_that_of_cartesian_coefficients(box: int, noise: float) -> None:
+    """Of the grid by rings, against the plain formula at the very poses that the images have."""
+    batch, rotation, translation = make_batch(box, 40, noise)
+    volume = volume_from_map(make_density(box))
+    search = make_search(box)
+    found = search(batch, volume, torch.full((20,), noise))
+    inside = batch.prefix(SHELLS + 0.5)
+    model = form_images_quickly(volume, rotation, translation, inside.ctf, inside.disk, PIXEL_SIZE)
+    gain = (2 * (model.conj() * inside.images).real.sum(1) - (model.abs() ** 2).sum(1)) / noise
+    # The truth's share of the posterior is about that of one of the poses that it is spread over.
+    share = gain - (found.gain + math.log(search.poses))
+    assert abs(float((share + found.effective_poses.log()).median())) < 1.0
+
+
+@pytest.mark.parametrize("box", [24, 25])
+@pytest.mark.parametrize("strength", [0.5, 2.0])
+def test_pure_noise_gains_nothing(box: int, strength: float) -> None:
+    """The mean of exp(gain) over noise is 1: a noise that is taken for less than it is would be fitted."""
+    noise = torch.full((20,), 1.0)
+    disk = make_fourier_disk(box, 9.0)
+    images = make_shell_noise(600, noise, disk, generator())
+    batch = ParticleBatch(images, torch.ones(len(images), len(disk)), disk, PIXEL_SIZE)
+    density = make_density(box)
+    plain = volume_from_map(density)
+    power = float(
+        (form_images_quickly(plain, torch.eye(3)[None], torch.zeros(1, 2), None, disk, 5.0).abs() ** 2).sum()
+    )
+    volume = volume_from_map(density * strength / math.sqrt(power))
+    gain = make_search(box)(batch, volume, noise).gain
+    assert abs(float(gain.exp().mean()) - 1) < 0.1
+    assert float(gain.mean()) < 0.02
+
+
+@pytest.mark.parametrize("box", [32, 33])
+def test_noise_and_size_are_measured_with_the_particle_in_the_images(box: int) -> None:
+    count, colour = 600, 2.0
+    disk = make_fourier_disk(box)
+    noise = images_to_disk(make_coloured_noise(count, box, colour, PIXEL_SIZE, 1.0, generator()), disk)
+    expected = disk.mean_per_shell((noise.abs() ** 2).mean(0))
+    rotation = random_rotations(count, generator(1))
+    signal = form_images_quickly(
+        volume_from_map(make_density(box)), rotation, torch.zeros(count, 2), None, disk, PIXEL_SIZE
+    )
+    images = signal * (20 / float(signal.abs().max()))
+    found = estimate_noise_outside(noise + images, disk, 0.3)
+    np.testing.assert_allclose(found[5:12], expected[5:12], rtol=0.06)
+    # Close to the centre of the plane the window smears a steep spectrum, and the particle's edge adds a little.
+    total = disk.mean_per_shell(((noise + images).abs() ** 2).mean(0))
+    assert (abs(found - expected)[1:5] < 0.35 * (total - expected)[1:5]).all()
+    batch = ParticleBatch(noise + images, torch.ones(count, len(disk)), disk, PIXEL_SIZE).prefix(10.0)
+    # The balls' centres lie within 0.15 of the box, and they reach 0.08 further.
+    assert 0.17 < measure_support(batch) < 0.27
