@@ -14,15 +14,18 @@ if TYPE_CHECKING:
     from cryoai.metrics.evaluation import evaluate_reconstruction
     from cryoai.particles.phantom import make_phantom
     from cryoai.particles.simulate import SimulationSettings, Simulator
+    from cryoai.reconstruction.evidence import Evidence
     from cryoai.reconstruction.infer import InferredPoses, infer
     from cryoai.reconstruction.pipeline import reconstruct
     from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.reconstruction.verdict import Verdict
     from cryoai.run.config import ReconstructConfig
     from cryoai.types import CtfParameters, Map, ParticleSet, Pose
 
 _HOME = {
     "CryoAIError": "cryoai.errors",
     "CtfParameters": "cryoai.types",
+    "Evidence": "cryoai.reconstruction.evidence",
     "InferredPoses": "cryoai.reconstruction.infer",
     "InputError": "cryoai.errors",
     "Map": "cryoai.types",
@@ -32,6 +35,7 @@ _HOME = {
     "ReconstructionResult": "cryoai.reconstruction.result",
     "SimulationSettings": "cryoai.particles.simulate",
     "Simulator": "cryoai.particles.simulate",
+    "Verdict": "cryoai.reconstruction.verdict",
     "evaluate_reconstruction": "cryoai.metrics.evaluation",
     "infer": "cryoai.reconstruction.infer",
     "make_phantom": "cryoai.particles.phantom",
@@ -44,6 +48,7 @@ _HOME = {
 __all__ = [
     "CryoAIError",
     "CtfParameters",
+    "Evidence",
     "InferredPoses",
     "InputError",
     "Map",
@@ -53,6 +58,7 @@ __all__ = [
     "ReconstructionResult",
     "SimulationSettings",
     "Simulator",
+    "Verdict",
     "evaluate_reconstruction",
     "infer",
     "make_phantom",

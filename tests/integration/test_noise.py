@@ -5,12 +5,16 @@ Half-sets share what their first poses come from, up to some shells. Beyond thos
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
+from star_blocks import read_blocks
 
 from cryoai import ReconstructConfig, read_map, reconstruct
+from cryoai.cli import main
 from cryoai.io import StackWriter
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.phantom import make_phantom
@@ -18,6 +22,7 @@ from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.poses.settings import EncoderSettings
 from cryoai.reconstruction.result import ReconstructionResult
+from cryoai.refinement.confidence import CONFIDENT
 from cryoai.run.config import BootstrapSettings, RefineSettings
 from cryoai.training.settings import HybridSettings, TrainingSettings
 
@@ -82,3 +87,28 @@ def test_no_pose_of_noise_is_confident_and_that_is_said(result: ReconstructionRe
     assert result.fraction_confident == 0
     assert any("no evidence" in warning for warning in result.warnings)
     assert read_map(result.folder / "map.mrc").box_size == BOX
+
+
+def test_the_molecule_is_not_found_in_noise_and_no_confidence_is_written(result: ReconstructionResult) -> None:
+    assert result.verdict.call == "not found" and result.verdict.advice
+    confidence = read_blocks(result.folder / "particles.star")["particles"]["cryoaiConfidence"].to_numpy()
+    # None is high, and the order is still there.
+    assert confidence.max() <= 0.25 < CONFIDENT and len(np.unique(confidence)) > 10
+    record = json.loads((result.folder / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["verdict"] == "not found" and record["verdict_reasons"] == list(result.verdict.reasons)
+    assert record["evidence_own_shells"] < 3 and record["evidence_poses"] == result.evidence.poses
+
+
+def test_not_found_is_said_and_is_no_error(noise: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = tmp_path / "options.yaml"
+    options.write_text(yaml.safe_dump(config("search").model_dump(mode="json")))
+    try:
+        main(["reconstruct", str(noise), "-o", str(tmp_path / "out"), "--config", str(options)])
+    except SystemExit as stop:
+        assert not stop.code
+    said = capsys.readouterr().out
+    assert said.split()[:3] == ["verdict", "not", "found"]
+    assert "Why not found:" in said and "What would help:" in said and "more particles" in said
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert '<div class="box verdict not-found"' in page and "What would help" in page
+    assert page.index('not-found"') < page.index('class="headline"')

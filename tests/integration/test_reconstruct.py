@@ -26,7 +26,7 @@ from cryoai import (
     read_particles,
     reconstruct,
 )
-from cryoai.cli.reconstruct import write_report_of
+from cryoai.cli.reconstruct import print_result, write_report_of
 from cryoai.geometry.fourier import full_radius, make_fourier_disk, resample
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.geometry.soft_masks import make_soft_sphere
@@ -36,6 +36,7 @@ from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.refinement.masks import lowpass
 from cryoai.refinement.poses import reconstruct_halves
+from cryoai.run.config import BootstrapSettings, RefineSettings
 from cryoai.run.progress import Advance, Progress
 
 pytestmark = pytest.mark.usefixtures("no_near_symmetries")
@@ -196,6 +197,31 @@ def names_in(folder: Path) -> set[Path]:
     return {path.relative_to(folder) for path in folder.rglob("*")}
 
 
+def test_a_good_run_says_that_the_molecule_was_found(
+    simulated: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """From nothing, in few steps; in the result, in metrics.jsonl, in the terminal and at the top of the report."""
+    config = ReconstructConfig(
+        seeds=2, device="cpu", max_particles=600,
+        bootstrap=BootstrapSettings(steps=60, batch_size=100, first_radius=6, last_radius=8),
+        refine=RefineSettings(max_rounds=3, first_search_rotations=2304, first_search_radius=8, searches=()),
+    )  # fmt: skip
+    result = reconstruct(simulated / "particles.star", tmp_path, config)
+    verdict = result.verdict
+    assert verdict.call == "found" and not verdict.advice
+    assert any("all 2 starts" in reason for reason in verdict.reasons)
+    record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
+    assert record["verdict"] == "found" and record["verdict_reasons"] == list(verdict.reasons)
+    assert record["evidence_starts_agreeing"] == 2 and record["evidence_fit_ratio"] > 0.9
+    # What was measured is not lowered.
+    assert record["fraction_confident"] == record["evidence_fraction_confident"] > 0.5
+    write_report_of(result)
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert '<div class="box verdict found"' in page and "What would help" not in page
+    print_result(result)
+    assert capsys.readouterr().out.split()[:2] == ["verdict", "found"]
+
+
 def test_known_poses_give_the_true_map(simulated: Path, tmp_path: Path) -> None:
     result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(known_poses=True))
     assert result.ab_initio is None and not result.rounds
@@ -257,6 +283,8 @@ def test_missing_views_are_told(
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["views_filled_share"] == result.views.filled_share < 0.5
     assert result.views.warning() in record["warnings"]
+    assert result.verdict.call == record["verdict"] == "not found"
+    assert result.verdict.reasons[0].startswith("views are missing: the emptiest cone is at")
 
 
 def test_black_protein_is_noticed_and_inverted(simulated: Path, tmp_path: Path) -> None:

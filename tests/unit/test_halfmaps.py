@@ -23,6 +23,7 @@ from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import VolumeAccumulator, slice_volume, volume_from_map
 from cryoai.reconstruction.result import ReconstructionResult, mirror_result
+from cryoai.refinement.confidence import FitSummary
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.masks import lowpass, make_solvent_mask
 from cryoai.refinement.poses import RefinementState
@@ -259,8 +260,9 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)
     state = RefinementState(rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros)
     result = ReconstructionResult(
-        tmp_path, ReconstructConfig(), particles, state, halves, halves.wiener_map().numpy(),
-        VOXEL_SIZE, phase_randomised_fsc(*halves.unfiltered, halves.mask),
+        tmp_path, ReconstructConfig(), particles, state, halves,
+        FitSummary(0.0, 1.0, 50.0, -5.0, 1.0), halves.wiener_map().numpy(), VOXEL_SIZE,
+        phase_randomised_fsc(*halves.unfiltered, halves.mask),
         AbInitioResult(best, 1, (1.0,), (1.0,)), 10.0, (), (), {},
     )  # fmt: skip
     mirrored = mirror_result(result)

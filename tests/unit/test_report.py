@@ -6,6 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 
 from cryoai.ab_initio.bootstrap import BootstrapResult
@@ -16,12 +17,13 @@ from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import FourierVolume, make_accumulator
 from cryoai.reconstruction.result import ReconstructionResult
+from cryoai.refinement.confidence import FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.state import RefinementState
 from cryoai.report import write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
-from cryoai.report.html import duration, starts_verdict
+from cryoai.report.html import duration, starts_sentence
 from cryoai.report.picture import render_map
 from cryoai.report.surface import choose_level, make_surfaces
 from cryoai.run.config import ReconstructConfig
@@ -77,6 +79,7 @@ def fake_result(folder, n=300, box=32, voxel_size=4.0, noise=1.0):
     return ReconstructionResult(
         folder, ReconstructConfig(), particles, state,
         HalfMaps((sums, sums), (half1, half2), mask, fsc.masked, 15.0),
+        FitSummary(0.1, 0.97, 80.0, -7.8, 0.9),
         density, voxel_size, fsc, AbInitioResult(best, 1, (10.0, 9.5, 3.25), (1.0, 0.91, 0.3)), 10.0, rounds,
         ("3 of 300 images are <constant>",), {"reading": 2.0, "bootstrap": 25.0, "refinement": 70.5},
     )  # fmt: skip
@@ -123,6 +126,14 @@ def test_report_says_what_matters(html, result):
     assert f"Views: SCF* {result.views.scf_star:.2f}" in page and f"evenness {result.views.evenness:.2f}" in page
     for name in ("surface", "fsc", "directions", "confidence", "rotation-std", "translation-std", "translation"):
         assert f'id="figure-{name}"' in page
+
+
+def test_the_verdict_is_at_the_top_in_words(html, result):
+    page = own_markup(html)
+    assert f'class="box verdict {result.verdict.call.replace(" ", "-")}"' in page
+    assert page.index("Verdict: ") < page.index('class="headline"')
+    for reason in result.verdict.reasons:
+        assert str(escape(reason[1:])) in page
 
 
 def test_report_escapes_what_comes_from_the_user(html):
@@ -222,7 +233,7 @@ def test_duration(seconds, text):
 
 def test_disagreeing_starts_are_not_hidden(result):
     lone = replace(result.ab_initio, agreements=(1.0, 0.2, 0.3))
-    assert "do not trust" in starts_verdict(lone)
-    assert "single start" in starts_verdict(replace(lone, agreements=(1.0,), likelihoods=(1.0,)))
-    assert "do not trust" in starts_verdict(replace(lone, agreements=(1.0, 0.69, 0.71)))
-    assert "All 3" in starts_verdict(replace(lone, agreements=(1.0, 0.9, 0.8)))
+    assert "do not trust" in starts_sentence(lone)
+    assert "single start" in starts_sentence(replace(lone, agreements=(1.0,), likelihoods=(1.0,)))
+    assert "do not trust" in starts_sentence(replace(lone, agreements=(1.0, 0.69, 0.71)))
+    assert "All 3" in starts_sentence(replace(lone, agreements=(1.0, 0.9, 0.8)))

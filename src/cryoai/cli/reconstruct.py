@@ -73,6 +73,10 @@ def write_report_of(result: ReconstructionResult) -> None:
     write_report(result, result.folder / "report.html")
 
 
+# One colour for each verdict; the word itself is always there.
+_COLOURS = {"found": "green", "uncertain": "yellow", "not found": "red"}
+
+
 def print_result(result: ReconstructionResult) -> None:
     """What a user wants to know first."""
     from rich.console import Console
@@ -82,6 +86,8 @@ def print_result(result: ReconstructionResult) -> None:
     state = result.state
     used = state.used
     table = Table(show_header=False, box=None, padding=(0, 2))
+    verdict = result.verdict
+    table.add_row("verdict", f"[bold {_COLOURS[verdict.call]}]{verdict.call}[/]")
     masked = result.fsc.masked.resolution_angstrom(0.143)
     table.add_row("resolution", f"{result.resolution:.2f} Å" + (" (Nyquist)" if result.is_at_nyquist else ""))
     table.add_row("", f"half-map FSC 0.143, corrected for the mask; {masked:.2f} Å uncorrected")
@@ -96,5 +102,12 @@ def print_result(result: ReconstructionResult) -> None:
     table.add_row("time", f"{sum(result.seconds.values()):.0f} s")
     console = Console()
     console.print(table)
+    console.print("Why:" if verdict.call == "found" else f"Why {verdict.call}:", style="bold")
+    for reason in verdict.reasons:
+        console.print(f"  - {reason}", highlight=False, markup=False)
+    if verdict.advice:
+        console.print("What would help:", style="bold")
+        for advice in verdict.advice:
+            console.print(f"  - {advice}", highlight=False, markup=False)
     if not result.config.known_poses:
         console.print("The hand is not known: untilted images cannot tell. --invert-hand mirrors it.", style="dim")

@@ -121,10 +121,13 @@ def metrics(result: ReconstructionResult) -> list[dict]:
         trained = {name: value for name, value in asdict(last).items() if math.isfinite(value)}
         lines.append({**trained, "step": "training", "steps": last.step + 1, "skipped": skipped})
     lines += [{"step": "round", **asdict(summary)} for summary in result.rounds]
-    used = result.state.used
+    used, verdict = result.state.used, result.verdict
     lines.append(
         {
             "step": "result",
+            "verdict": verdict.call,
+            "verdict_reasons": list(verdict.reasons),
+            "verdict_advice": list(verdict.advice),
             "particles": len(result.particles),
             "particles_used": len(used),
             "box_size": result.fsc.corrected.box_size,
@@ -137,6 +140,7 @@ def metrics(result: ReconstructionResult) -> list[dict]:
             "fraction_confident": result.fraction_confident,
             "median_rotation_std_deg": float(result.state.rotation_std[used].median().rad2deg()),
             **_views_record(result.views),
+            **{f"evidence_{name}": value for name, value in result.evidence.record().items()},
             "seconds": result.seconds,
             "warnings": list(result.warnings),
         }

@@ -17,7 +17,12 @@ from cryoai.reconstruction.first_poses import FirstPoses, find_first_poses
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.processes import check_processes, process_rank
 from cryoai.reconstruction.reading import read_and_judge, train_on_subset, understand
-from cryoai.reconstruction.result import ReconstructionResult, mirror_result, negate_result
+from cryoai.reconstruction.result import (
+    ReconstructionResult,
+    lower_confidence,
+    mirror_result,
+    negate_result,
+)
 from cryoai.reconstruction.run_folder import prepare_folder
 from cryoai.refinement.rounds import RoundSummary, finish, refine
 from cryoai.refinement.state import RefinementState
@@ -93,7 +98,7 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ReconstructionResult
     result = _settle_contrast(result, data.judgement, run)
     if run.config.invert_hand:
         result = mirror_result(result)
-    result = _tell_of_missing_views(result, run)
+    result = lower_confidence(_tell_of_missing_views(result, run))
     write_outputs(result)
     return result
 
@@ -135,14 +140,14 @@ def _conclude(
     """Final maps, their resolution, and what is needed to pose particles that come later."""
     config = run.config
     with run.timed("final maps"):
-        state, halves = finish(data, state, run, first.shared_shells)
+        state, halves, fits = finish(data, state, run, first.shared_shells)
         generator = torch_stream(config.seed, "random phases")
         fsc = phase_randomised_fsc(*halves.unfiltered, halves.mask, generator, voxel_size=data.pixel_size)
         density = halves.wiener_map().cpu().numpy()
         encoder = None if first.encoder is None else fit_to_run(first.encoder, data, state, halves)
     return ReconstructionResult(
-        folder=output, config=config, particles=particles, state=state, halves=halves, density=density,
-        voxel_size=data.pixel_size, fsc=fsc, ab_initio=first.ab_initio, shared_shells=first.shared_shells,
-        rounds=rounds, warnings=tuple(run.warnings), seconds=dict(run.seconds), encoder=encoder,
-        training=first.training,
+        folder=output, config=config, particles=particles, state=state, halves=halves, fits=fits,
+        density=density, voxel_size=data.pixel_size, fsc=fsc, ab_initio=first.ab_initio,
+        shared_shells=first.shared_shells, rounds=rounds, warnings=tuple(run.warnings), seconds=dict(run.seconds),
+        encoder=encoder, training=first.training,
     )  # fmt: skip

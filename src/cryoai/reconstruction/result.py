@@ -15,7 +15,9 @@ from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.metrics.alignment import MIRROR, mirror_volume
 from cryoai.metrics.fsc import CorrectedFsc
 from cryoai.metrics.views import ViewCoverage, measure_views
-from cryoai.refinement.confidence import CONFIDENT
+from cryoai.reconstruction.evidence import Evidence, gather_evidence
+from cryoai.reconstruction.verdict import Verdict, judge
+from cryoai.refinement.confidence import CONFIDENT, FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.state import RefinementState
@@ -43,6 +45,8 @@ class ReconstructionResult:
         Final poses, half-sets, confidence and standard deviations, one entry per row of the input.
     halves
         The half-maps.
+    fits
+        How well the particles fit the half-map that they are not in.
     density
         The Wiener-filtered, masked map.
     voxel_size
@@ -70,6 +74,7 @@ class ReconstructionResult:
     particles: ParticleSet
     state: RefinementState
     halves: HalfMaps
+    fits: FitSummary
     density: Float[np.ndarray, "box box box"]
     voxel_size: float
     fsc: CorrectedFsc
@@ -105,6 +110,23 @@ class ReconstructionResult:
         used = self.state.used
         confidence = self.state.confidence[used].double().cpu().numpy()
         return measure_views(self.state.rotation[used].double().cpu().numpy(), confidence)
+
+    @cached_property
+    def evidence(self) -> Evidence:
+        """Every number that speaks for or against the map."""
+        return gather_evidence(self)
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether the molecule was found, why, and what would help."""
+        return judge(self.evidence)
+
+
+def lower_confidence(result: ReconstructionResult) -> ReconstructionResult:
+    """No pose is confident where the molecule was not found; which ones fit better stays known."""
+    state = result.state
+    factor = result.verdict.confidence_factor
+    return replace(result, state=replace(state, confidence=factor * state.confidence))
 
 
 def mirror_result(result: ReconstructionResult) -> ReconstructionResult:

@@ -71,6 +71,51 @@ def measure_fit_scale(quality: Float[Tensor, " n"], expected: Float[Tensor, " n"
     return FitScale(centre, max(1.4826 * float(np.median(np.abs(good - centre))), 1e-6))
 
 
+@dataclass(frozen=True)
+class FitSummary:
+    """How well a whole set fits maps that it is not in: a wrong map falls short in every particle, not in some.
+
+    Attributes
+    ----------
+    median_quality
+        `fit_quality`, standard deviations; 0 for right poses in a right map.
+    median_ratio
+        Gain by expected gain; 1 for right poses in a right map, less the more of the map is not in the images.
+    median_expected
+        Expected gain, nats: how much of a particle stands above the noise.
+    median_noise_quality
+        `noise_quality`: where images of nothing would lie. Near 0 or above, no single fit tells anything.
+    fraction_confident
+        Share of the poses that are confident.
+    """
+
+    median_quality: float
+    median_ratio: float
+    median_expected: float
+    median_noise_quality: float
+    fraction_confident: float
+
+
+def summarise_fits(
+    quality: Float[Tensor, " n"], expected: Float[Tensor, " n"], confidence: Float[Tensor, " n"]
+) -> FitSummary:
+    """The fits of the particles that take part; NaN where there are none.
+
+    Parameters
+    ----------
+    quality, expected
+        `fit_quality` and expected gain (nats), measured against a map that each particle is not in.
+    confidence
+        Of each pose.
+    """
+    gain = expected + quality * (2 * expected.clamp(min=1e-6)).sqrt()
+    medians = (quality, gain / expected.clamp(min=1e-6), expected, noise_quality(expected))
+    return FitSummary(
+        *(float(values.nanmedian()) if len(values) else math.nan for values in medians),
+        fraction_confident=float((confidence > CONFIDENT).float().mean()),
+    )
+
+
 def doubtful_rows(
     used: Int[np.ndarray, " m"], quality: Float[Tensor, " m"], deviations: float, scale: FitScale
 ) -> Int[np.ndarray, " k"]:

@@ -17,10 +17,12 @@ from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.refinement.confidence import (
     CONFIDENT,
+    FitSummary,
     doubtful_rows,
     estimate_confidence,
     fit_quality,
     measure_fit_scale,
+    summarise_fits,
 )
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
@@ -33,10 +35,11 @@ from cryoai.run.context import Run
 from cryoai.run.progress import Progress
 from cryoai.run.streams import torch_stream
 
+SHELLS_OF_EVIDENCE = 2.0
+"""Half-maps that agree so many shells beyond what both were aligned to agree on their own."""
+
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
-# Half-maps that agree so many shells beyond what both were aligned to agree on their own.
-_SHELLS_OF_EVIDENCE = 2.0
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
 # Mates need not be tried again once nearly every particle stays where it is.
@@ -182,8 +185,8 @@ def refinement_round(
 
 def finish(
     data: ParticleData, state: RefinementState, run: Run, shared_shells: float
-) -> tuple[RefinementState, HalfMaps]:
-    """The final half-maps, and each particle's confidence and pose standard deviations.
+) -> tuple[RefinementState, HalfMaps, FitSummary]:
+    """The final half-maps, each particle's confidence and pose standard deviations, and how well the set fits.
 
     Poses go to their mates before the maps are made from them. Confidence is measured against the other half's map,
     which has not taken the particle in: against its own, a particle fits for being in it. Where the half-maps agree
@@ -215,16 +218,22 @@ def finish(
         quality, expected = _quality(
             data, state, references.swapped(), radius, lambda count: done(len(state.used) + count)
         )
+    sure = estimate_confidence(quality, expected) * weight[state.used]
+    if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
+        # None is above `CONFIDENT` then, and which fits better stays known.
+        sure = sure * CONFIDENT
+        run.warn(_no_evidence(shared_shells, data.disk.box_size * data.pixel_size))
     confidence = torch.zeros(len(data))
-    confidence[state.used] = estimate_confidence(quality, expected)
-    if halves.fsc.crossing(0.143) < shared_shells + _SHELLS_OF_EVIDENCE:
-        confidence = confidence.clamp(max=CONFIDENT)
-        shared = data.disk.box_size * data.pixel_size / shared_shells
-        run.warn(
-            f"the half-maps agree hardly beyond {shared:.0f} Å, to which both were aligned by one map: that is no "
-            "evidence that the map is right, and no pose is called confident"
-        )
-    return replace(state, confidence=confidence * weight), halves
+    confidence[state.used] = sure
+    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure)
+
+
+def _no_evidence(shared_shells: float, box_length: float) -> str:
+    agree = "the half-maps agree in next to nothing"
+    if shared_shells > 0:
+        shared = f"{box_length / shared_shells:.0f} Å"
+        agree = f"the half-maps agree hardly beyond {shared}, to which both were aligned by one map"
+    return f"{agree}: that is no evidence that the map is right, and no pose is called confident"
 
 
 def own_references(data: ParticleData, state: RefinementState, halves: HalfMaps) -> References:

@@ -92,7 +92,12 @@ def _headline(result: ReconstructionResult) -> dict[str, Any]:
     notes = [_sentence(text) for text in result.particles.notes]
     if not result.config.known_poses:
         notes.insert(0, _HAND_UNKNOWN)
+    verdict = result.verdict
     return {
+        "verdict": verdict.call,
+        "verdict_kind": verdict.call.replace(" ", "-"),
+        "reasons": [_sentence(text) for text in verdict.reasons],
+        "advice": [_sentence(text) for text in verdict.advice],
         "title": result.folder.resolve().name or "result",
         "source": str(result.particles.source.path),
         "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
@@ -170,7 +175,7 @@ def _history_section(result: ReconstructionResult) -> dict[str, Any]:
     stack_box = result.particles.box_size
     return {
         "starts": _starts(result.ab_initio),
-        "verdict": None if result.ab_initio is None else starts_verdict(result.ab_initio),
+        "starts_sentence": None if result.ab_initio is None else starts_sentence(result.ab_initio),
         "from_scratch": result.ab_initio is None and bool(result.training),
         "training": _figure("training", make_training_figure(result.training)),
         "rounds": rounds,
@@ -202,7 +207,7 @@ def _starts(ab_initio: AbInitioResult | None) -> list[dict[str, str]]:
     ]
 
 
-def starts_verdict(ab_initio: AbInitioResult) -> str:
+def starts_sentence(ab_initio: AbInitioResult) -> str:
     """One sentence on whether the independent starts found the same map."""
     count, agreeing = len(ab_initio.agreements), ab_initio.agreeing
     if count == 1:
