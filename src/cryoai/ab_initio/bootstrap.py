@@ -32,12 +32,12 @@ _FIRST_IMAGES = 2000
 _RIDGE = 1e-3
 # Steps are shortened where a frequency has been seen less than this share of its shell's mean.
 _SHORTENED = 0.3
-# An image knows its pose where so few poses hold its posterior; a mini-batch does where half of its images do.
+# An image knows its pose where so few poses hold its posterior. Those that a start learns from always do in the end,
+# their own noise being in the map: held-out ones are asked, so many of them, and the median counts.
 _FEW_POSES = 4.0
+_ASKED, _ASKED_EVERY = 100, 5
 # Where they do not, the radius grows by so many shells more than a particle of this size would need.
-_SHELLS_IN_NEED = 2
-# Mini-batches in a row that must.
-_WHILE = 5
+_SHELLS_IN_NEED = 3
 # Share of a new mini-batch in the running weights and in the noise spectrum.
 _RATE = 0.2
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
@@ -62,6 +62,8 @@ class BootstrapResult:
         What it started from.
     radius
         Shells.
+    ended_early
+        Whether it stopped because images knew their poses, before its steps were used up.
     """
 
     volume: FourierVolume
@@ -69,12 +71,14 @@ class BootstrapResult:
     held_out_likelihood: float
     seed: int
     radius: float
+    ended_early: bool = False
 
 
 def run_bootstrap(
     images: BootstrapImages,
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
+    patient: bool = False,
 ) -> BootstrapResult:
     """One start from random poses.
 
@@ -86,21 +90,25 @@ def run_bootstrap(
         Of everything random.
     on_step
         Called after each step with its number from 1; for progress.
+    patient
+        Use all steps, also where images know their poses before: on a map that is not right yet they may.
     """
     settings = images.settings
-    climb = _Climb(images, seed)
+    climb, ended_early = _Climb(images, seed), False
     for step in range(settings.climbing_steps):
         climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
         climb.step(settings.step_size)
         on_step(step + 1)
-        if climb.is_settled and not climb.grow():
+        if not patient and (step + 1) % _ASKED_EVERY == 0 and climb.knows_poses() and not climb.grow():
+            ended_early = True
             break
     settling = settings.settling_steps(climb.steps)
     for step in range(settling):
         climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / settling))
         on_step(climb.steps)
     on_step(settings.steps)
-    return BootstrapResult(climb.ascent.volume(climb.shells), climb.noise_power, 0.0, seed, float(climb.shells))
+    volume = climb.ascent.volume(climb.shells)
+    return BootstrapResult(volume, climb.noise_power, 0.0, seed, float(climb.shells), ended_early)
 
 
 class _Climb:
@@ -113,7 +121,6 @@ class _Climb:
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
         self._searches: dict[int, PosteriorSearch] = {}
-        self._effective: list[float] = []
         self.steps = 0
         self._enough = int(min(settings.scaled_to(settings.last_radius, images.support), settings.last_radius))
         self.last = min(int(settings.last_radius), self._enough + _SHELLS_IN_NEED)
@@ -128,29 +135,31 @@ class _Climb:
     def step(self, size: float) -> None:
         """One mini-batch."""
         settings, shells = self._settings, self.shells
-        if shells not in self._searches:
-            self._searches[shells] = make_posterior_search(self._images, shells, self.last)
         batch, volume = self._images.train[self._next_rows()], self.ascent.volume(shells)
-        found = self._searches[shells](batch, volume, self.noise_power, settings.draws, self._generator)
+        found = self._search()(batch, volume, self.noise_power, settings.draws, self._generator)
         assert found.sums is not None and found.residual_power is not None
         self.ascent.step(found.sums, size, settings.momentum)
         inside = slice(1, shells + 1)
         self.noise_power[inside] += _RATE * (found.residual_power[inside] - self.noise_power[inside])
         self.noise_power = torch.maximum(self.noise_power, self._floor)
-        self._effective.append(float(found.effective_poses.median()))
         self.steps += 1
 
-    @property
-    def is_settled(self) -> bool:
-        """Whether images have known their poses for a while, at this radius."""
-        return len(self._effective) >= _WHILE and max(self._effective[-_WHILE:]) < _FEW_POSES
+    def knows_poses(self) -> bool:
+        """Whether the map tells held-out images their poses, at this radius."""
+        held_out = self._images.held_out[slice(_ASKED)]
+        found = self._search()(held_out, self.ascent.volume(self.shells), self.noise_power)
+        return float(found.effective_poses.median()) < _FEW_POSES
+
+    def _search(self) -> PosteriorSearch:
+        if self.shells not in self._searches:
+            self._searches[self.shells] = make_posterior_search(self._images, self.shells, self.last)
+        return self._searches[self.shells]
 
     def grow(self) -> bool:
         """One more shell; False where those there are suffice for a particle of this size."""
         if self.shells >= self._enough:
             return False
         self.shells += 1
-        self._effective.clear()
         return True
 
     def grow_by_clock(self, progress: float) -> None:

@@ -163,7 +163,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
     best = ab_initio.best
     radius = min(config.refine.first_search_radius, best.radius)
     encoder, history = None, ()
-    after = step_of_start(ab_initio.best_number)
+    after = step_of_start(ab_initio.best_number, ab_initio.patient)
     if uses_encoder(config, len(data.usable_rows), data.device):
         with run.timed("training"):
             encoder, history = train_on_map(data, best, config, run.checkpoint, run.progress, after)
