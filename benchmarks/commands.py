@@ -131,13 +131,17 @@ class Reconstruction:
     """A `cryoai reconstruct` that has ended; ``figures`` are what every line of the results says of one."""
 
     finished: Finished
+    particles: Path
     output: Path
     figures: dict[str, Any]
 
     @property
     def said(self) -> str:
-        """The end of what it printed."""
-        return _log_of(self.output).read_text()[-_SAID:].strip()
+        """The end of what it printed, without the folders of this machine."""
+        said = _log_of(self.output).read_text()
+        for path in (self.particles, self.output):
+            said = said.replace(f"{path.parent}{os.sep}", "")
+        return said[-_SAID:].strip()
 
     def remove(self) -> None:
         """Delete all that it has written."""
@@ -160,7 +164,7 @@ def reconstruct(
         "command": f"cryoai reconstruct --seed {seed}" + "".join(f" {k}={v}" for k, v in extra.items()),
         "threads": threads, "seconds": finished.seconds, "peak_gib": finished.peak_gib,
     }  # fmt: skip
-    return Reconstruction(finished, output, figures)
+    return Reconstruction(finished, particles, output, figures)
 
 
 def _log_of(output: Path) -> Path:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,38 +18,30 @@ from cryoai.metrics.alignment import MIRROR
 from cryoai.metrics.pose_error import PoseErrors
 from cryoai.types import Pose
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module of the benchmarks, which are scripts and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module(name)
+@pytest.fixture
+def rungs(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_rungs")
 
 
 @pytest.fixture
-def rungs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_rungs", monkeypatch)
+def summary(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_summary")
 
 
 @pytest.fixture
-def summary(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_summary", monkeypatch)
+def truth(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_truth")
 
 
 @pytest.fixture
-def truth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_truth", monkeypatch)
+def commands(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("commands")
 
 
 @pytest.fixture
-def commands(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("commands", monkeypatch)
-
-
-@pytest.fixture
-def harness(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("harness", monkeypatch)
+def harness(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("harness")
 
 
 def line(kind: str = "run", snr: float = -10.0, seed: int = 0, px: float = 2.5, **other: Any) -> dict[str, Any]:
