@@ -116,13 +116,11 @@ def may_be_refused(hard_set: HardSet) -> bool:
 def judge(hard_set: HardSet, folder: Path, done: Reconstruction, args: argparse.Namespace) -> dict[str, Any]:
     """What a finished run says, and how its map and poses compare with the truth where that is known."""
     line, source = describe(done.output), hard_set.source
-    if isinstance(source, Real):
-        return (
-            line
-            if source.model is None
-            else {**line, **compare_with_model(done.output, args.shared / source.model)}
-        )
-    return line if hard_set.name == NOISE else {**line, **compare_with_truth(folder, done.output)}
+    if isinstance(source, Simulated):
+        return line if hard_set.name == NOISE else {**line, **compare_with_truth(folder, done.output)}
+    if source.model is None:
+        return line
+    return {**line, **compare_with_model(done.output, args.shared / source.model)}
 
 
 def run_all(args: argparse.Namespace) -> None:
