@@ -357,5 +357,7 @@ def _exit_code(line: Line) -> str:
 
 def _said(line: Line) -> str:
     """Why, in the program's own words; in one cell of a table."""
-    words = line.get("refused") or line.get("failed") or " ".join(line.get("reasons") or line.get("warnings") or [])
+    words = (
+        line.get("refused") or line.get("failed") or "; ".join(line.get("reasons") or line.get("warnings") or [])
+    )
     return " ".join(words.split()).replace("|", "\\|") or "–"

@@ -250,7 +250,8 @@ def test_the_last_line_of_a_run_counts_and_limits_come_from_other_versions(summa
 
 def test_tables_hold_the_criteria_and_the_figures(summary: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     refused = line("real", "7 particles", refused="7 | too few", status=2, verdict=None, half_map_angstrom=None)
-    lines = [line("apoferritin", "apoferritin"), refused, line("shapes", "ball"), line("junk", "50 % junk")]
+    tilts = line("real", "220 ribosome tilts", reasons=["no evidence", "few particles"])
+    lines = [line("apoferritin", "apoferritin"), refused, tilts, line("shapes", "ball"), line("junk", "50 % junk")]
     summary.print_tables(lines, [line("shapes", "ball", verdict="uncertain")])
     out = capsys.readouterr().out
     assert "Of a, on abacus, 2 threads." in out
@@ -260,3 +261,4 @@ def test_tables_hold_the_criteria_and_the_figures(summary: ModuleType, capsys: p
         in out
     )
     assert "| 7 particles | 2 | not found | 7 \\| too few |" in out
+    assert "| 220 ribosome tilts | 0 | found | no evidence; few particles |" in out
