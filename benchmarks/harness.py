@@ -263,6 +263,10 @@ class Results:
         entries = [json.loads(line) for line in self.path.read_text().splitlines() if line.strip()]
         return [entry for entry in entries if all(entry.get(name) == value for name, value in key.items())]
 
+    def has(self, key: dict[str, Any]) -> bool:
+        """Whether what has this key has been measured; what failed is tried again, and its last line counts."""
+        return any("failed" not in line for line in self.read(**key))
+
     def append(self, entry: dict[str, Any]) -> None:
         entry = {**entry, "processor": PROCESSOR}
         with open(self.path, "a") as stream:

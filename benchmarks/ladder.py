@@ -18,165 +18,52 @@ Each set is deleted after its last run.
 from __future__ import annotations
 
 import argparse
-import os
 import shutil
 import signal
-import subprocess
 import sys
-import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pandas as pd
 import torch
-import yaml
+from commands import WRONG_INPUT, SimulatedSet, reconstruct, simulate, version_of
 from harness import IMAGES, REPOSITORY, Results, parse_overrides, show
-from ladder_rungs import BOX, DEEPER, MOLECULES, REALISTIC, SEEDS, TRIALS, Rung, is_within_reach, plan
+from ladder_rungs import BOX, DEEPER, LIMIT, MOLECULES, REALISTIC, SEEDS, TRIALS, Rung, is_within_reach, plan
 from ladder_summary import choose_lines, draw, print_tables
 from ladder_truth import measure
 
 from cryoai.errors import CryoAIError
-from cryoai.io.star import ParticleStarWriter
 
 RESULTS = REPOSITORY / "benchmarks" / "results" / "ladder.jsonl"
-# What `cryoai` exits with where an option, and not the run, is wrong.
-_WRONG_INPUT = 2
 SHOWN = ("seconds", "fsc_0.5_px", "rotation_error_median", "fraction_above_0.5", "verdict", "failed")
 
 
-@dataclass(frozen=True)
-class Finished:
-    """A command that has ended."""
-
-    status: int
-    seconds: float
-    peak_gib: float
-
-
-def run(checkout: Path, words: list[str], threads: int, log: Path) -> Finished:
-    """A command of a checkout; what it says goes to a file, and it does not outlive this process."""
-    names = ("OMP_NUM_THREADS", "NUMBA_NUM_THREADS")
-    environment = {**os.environ, "PYTHONPATH": str(checkout / "src"), **dict.fromkeys(names, str(threads))}
-    start = time.perf_counter()
-    with open(log, "w") as stream:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "cryoai", *words], env=environment, stdout=stream, stderr=stream
-        )
-        try:
-            _, status, usage = os.wait4(process.pid, 0)
-        except BaseException:
-            process.kill()
-            raise
-    status = os.waitstatus_to_exitcode(status)
-    if status < 0:
-        raise SystemExit(f"{' '.join(words)}: ended by signal {-status}; see {log}")
-    return Finished(status, time.perf_counter() - start, usage.ru_maxrss / 2**20)
-
-
-def version_of(checkout: Path) -> str:
-    """The commit that last changed the code (and not these results), with a + where it has changed since."""
-    git = ["git", "-C", str(checkout)]
-    commit = subprocess.check_output([*git, "log", "-1", "--format=%h", "--", "src"], text=True).strip()
-    changed = subprocess.check_output([*git, "status", "--porcelain", "--", "src"], text=True).strip()
-    return commit + "+" * bool(changed)
-
-
-def write_ctf_star(table: Path, path: Path) -> None:
-    """The real defoci as a STAR file, shuffled, so that a few of them come from everywhere."""
-    ctf = np.load(table)
-    order = np.random.default_rng(0).permutation(len(ctf["defocus_u_angstrom"]))
-    optics = pd.DataFrame(
-        {
-            "rlnOpticsGroup": [1], "rlnOpticsGroupName": ["opticsGroup1"], "rlnVoltage": [float(ctf["voltage_kv"])],
-            "rlnSphericalAberration": [float(ctf["spherical_aberration_mm"])],
-            "rlnAmplitudeContrast": [round(float(ctf["amplitude_contrast"]), 6)],
-            "rlnImagePixelSize": [round(float(ctf["pixel_size_angstrom"]), 6)],
-            "rlnImageSize": [int(ctf["box_size"])], "rlnImageDimensionality": [2],
-        }
-    )  # fmt: skip
-    particles = pd.DataFrame(
-        {
-            "rlnImageName": [f"{row + 1:06d}@particles.mrcs" for row in order],
-            "rlnDefocusU": ctf["defocus_u_angstrom"][order].astype(float),
-            "rlnDefocusV": ctf["defocus_v_angstrom"][order].astype(float),
-            "rlnDefocusAngle": ctf["defocus_angle_deg"][order].astype(float),
-            "rlnOpticsGroup": 1,
-        }
-    )
-    with ParticleStarWriter(path, optics) as writer:
-        writer.append(particles)
-
-
-def simulate(rung: Rung, args: argparse.Namespace) -> Path:
+def simulate_rung(rung: Rung, args: argparse.Namespace) -> Path:
     """The folder of a rung's set, made by this checkout unless it is there."""
-    folder, ctfs = args.work / rung.name, args.work / "defoci.star"
-    if (folder / "particles.star").exists():
-        return folder
-    if not ctfs.exists():
-        write_ctf_star(args.shared / "ctf" / "empiar10028_ctf.npz", ctfs)
     molecule = {**MOLECULES, **TRIALS}[rung.molecule]
-    source, *path = molecule.source
-    words = [
-        "simulate", source, *(str(args.shared / p) for p in path), "--box-size", str(rung.box), "--pixel-size",
-        str(molecule.pixel_size * BOX / rung.box), "--n-particles", str(rung.images),
-        "--snr-db", f"{rung.snr_db:g}", "--shift-sigma", f"{molecule.shift_sigma:g}", "--ctf-from", str(ctfs),
-        *REALISTIC, "--seed", str(rung.seed), "-o", str(folder), "--overwrite", "--quiet",
-    ]  # fmt: skip
-    log = args.work / f"{rung.name}.simulate.log"
-    if run(REPOSITORY, words, args.threads, log).status:
-        raise SystemExit(f"{' '.join(words)} failed:\n{log.read_text()}")
-    log.unlink()
-    return folder
+    wanted = SimulatedSet(
+        molecule.source, rung.box, molecule.pixel_size * BOX / rung.box, rung.images, rung.snr_db,
+        molecule.shift_sigma, rung.seed, REALISTIC,
+    )  # fmt: skip
+    return simulate(wanted, args.work / rung.name, args.shared, args.threads)
 
 
 def climb(rung: Rung, kind: str, simulated: Path, checkout: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One run, or the limit, and its figures; its folder is deleted."""
+    extra = {**args.extra, **(LIMIT if kind == "limit" else {})}
     output = args.work / f"{rung.name}-{kind}"
-    options, log = output.with_name(f"{output.name}.yaml"), output.with_name(f"{output.name}.log")
-    extra = dict(args.extra)
-    if kind == "limit":
-        extra["refine.start_from_input_poses"] = True
-    options.write_text(yaml.safe_dump(nested(extra)))
-    words = ["reconstruct", str(simulated / "particles.star"), "-o", str(output), "--seed", str(rung.seed)]
-    words += ["--config", str(options)] if extra else []
-    finished = run(checkout, [*words, "--overwrite", "--quiet"], args.threads, log)
-    line = {
-        "command": f"cryoai reconstruct --seed {rung.seed}" + "".join(f" {k}={v}" for k, v in extra.items()),
-        "threads": args.threads, "seconds": finished.seconds, "peak_gib": finished.peak_gib,
-    }  # fmt: skip
-    if finished.status == _WRONG_INPUT:
-        raise SystemExit(log.read_text())
-    if finished.status:
-        return {**line, "failed": log.read_text()[-500:]}
+    done = reconstruct(checkout, simulated / "particles.star", output, rung.seed, extra, args.threads)
+    if done.finished.status == WRONG_INPUT:
+        raise SystemExit(done.said)
+    if done.finished.status:
+        return {**done.figures, "failed": done.said}
     symmetry = {**MOLECULES, **TRIALS}[rung.molecule].symmetry
     try:
-        line |= measure(simulated, output, symmetry, rung.seed)
+        line = {**done.figures, **measure(simulated, output, symmetry, rung.seed)}
     except CryoAIError as error:
-        return {**line, "failed": str(error)}
+        return {**done.figures, "failed": str(error)}
     if not args.keep:
-        shutil.rmtree(output)
-        options.unlink()
-        log.unlink()
+        done.remove()
     return line
-
-
-def is_done(key: dict[str, Any], results: Results) -> bool:
-    """Whether a rung has its line; what failed is tried again, and its last line counts."""
-    return any("failed" not in line for line in results.read(**key))
-
-
-def nested(options: dict[str, Any]) -> dict[str, Any]:
-    """``group.name`` as a YAML file of ``cryoai reconstruct`` has it."""
-    tree: dict[str, Any] = {}
-    for name, value in options.items():
-        *groups, last = name.split(".")
-        place = tree
-        for group in groups:
-            place = place.setdefault(group, {})
-        place[last] = value
-    return tree
 
 
 def climb_all(args: argparse.Namespace) -> None:
@@ -188,11 +75,11 @@ def climb_all(args: argparse.Namespace) -> None:
     for rung in plan(args.molecules, args.snr, args.images, args.seeds, args.box):
         for kind in rung.kinds:
             key = rung.key(kind, version, args.extra)
-            if args.only not in (None, kind) or is_done(key, results):
+            if args.only not in (None, kind) or results.has(key):
                 continue
             if args.snr is None and rung.snr_db == DEEPER and not is_within_reach(key, results.read()):
                 continue
-            line = climb(rung, kind, simulate(rung, args), checkout, args)
+            line = climb(rung, kind, simulate_rung(rung, args), checkout, args)
             results.append({**key, "commit": commit, **line})
             show(f"{rung.name} {kind}:", {name: line[name] for name in SHOWN if name in line})
         if not args.keep:

@@ -17,7 +17,9 @@ ATTAINABLE_PX, RIGHT_ROTATION = 6.0, 0.05
 # How much worse than the limit's the map of a run may be that found the molecule.
 RIGHT_PX_RATIO = 1.35
 # What `cryoai simulate` makes of each set beside its noise.
-REALISTIC = ("--contrast-spread", "0.15", "--noise-colour", "2", "--junk", "0")
+REALISTIC = ("--contrast-spread", "0.15", "--noise-colour", "2")
+# The option that makes a run the limit.
+LIMIT = {"refine.start_from_input_poses": True}
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from statistics import median
 from typing import Any
 
 from ladder_rungs import MOLECULES, TRIALS, find_limit, is_attainable, is_right, step_of
+from result_tables import VERDICTS, name_of, print_origin, print_table
 
 NEWEST = "newest"
-VERDICTS = ("found", "uncertain", "not found")
 _ORDER = [*MOLECULES, *TRIALS]
 
 
@@ -51,11 +51,6 @@ class Threshold:
 
     def __str__(self) -> str:
         return f"{self.bound.replace('=', '')} {self.snr_db:.1f}".strip()
-
-
-def name_of(line: Mapping[str, Any]) -> str:
-    """Label or commit, and the options that differ from the default ones."""
-    return " ".join([line["version"], *(f"{key}={value}" for key, value in line["extra"].items())])
 
 
 def choose_lines(lines: list[dict[str, Any]], name: str | None = None) -> list[dict[str, Any]]:
@@ -162,9 +157,7 @@ def calibration_error(table: Iterable[tuple[int, int, float]]) -> float:
 
 def print_tables(lines: list[dict[str, Any]], before: list[dict[str, Any]] | None = None) -> None:
     """Everything in Markdown; ``before`` are the lines of another version."""
-    versions = ", ".join(dict.fromkeys(name_of(line) for line in lines))
-    machines = ", ".join(dict.fromkeys(f"{line['processor']}, {line['threads']} threads" for line in lines))
-    print(f"Of {versions}, on {machines}.\n")
+    print_origin(lines)
     _print_steps(make_steps(lines))
     _print_thresholds(make_ascents(lines), None if before is None else make_ascents(before))
     judged = [
@@ -174,14 +167,6 @@ def print_tables(lines: list[dict[str, Any]], before: list[dict[str, Any]] | Non
     if judged:
         _print_confidence(judged)
         _print_verdicts(judged)
-
-
-def _print_table(head: str, rows: Iterable[Iterable[str]]) -> None:
-    columns = head.split(" | ")
-    print(f"| {head} |\n|" + "---|" * len(columns))
-    for row in rows:
-        print(f"| {' | '.join(row)} |")
-    print()
 
 
 def _middle(runs: Iterable[dict[str, Any]], value: Callable[[dict[str, Any]], float], spec: str) -> str:
@@ -221,7 +206,7 @@ def _print_steps(steps: list[Step]) -> None:
             ", ".join(f"{verdicts.count(v)} {v}" for v in VERDICTS if v in verdicts) or "–",
             _middle(runs, lambda r: r["seconds"], ".0f"), _middle(runs, lambda r: r["peak_gib"], ".1f"),
         ))  # fmt: skip
-    _print_table(head, rows)
+    print_table(head, rows)
 
 
 def _print_thresholds(ascents: list[Ascent], before: list[Ascent] | None) -> None:
@@ -242,7 +227,7 @@ def _print_thresholds(ascents: list[Ascent], before: list[Ascent] | None) -> Non
             row += ["–" if old is None else str(old), describe_difference(runs, old)]
             row += _seconds_at_the_top(ascent, other)
         rows.append(row)
-    _print_table(head, rows)
+    print_table(head, rows)
 
 
 def _seconds_at_the_top(*ascents: Ascent) -> list[str]:
@@ -276,8 +261,8 @@ def _print_confidence(judged: list[tuple[dict[str, Any], bool]]) -> None:
         ]
         error = f"{calibration_error(table):.3f}"
         rows.append((name, str(len(runs)), error, f"{confident / particles:.1%}", *inside))
-    _print_table(head, rows)
-    _print_table(
+    print_table(head, rows)
+    print_table(
         "confidence | particles | right | mean confidence",
         (
             (f"{i / 10:.1f} to {(i + 1) / 10:.1f}", f"{count:,}", f"{right / count:.3f}", f"{mean:.3f}")
@@ -291,7 +276,7 @@ def _print_verdicts(judged: list[tuple[dict[str, Any], bool]]) -> None:
     if said:
         kinds = (("right", True), ("wrong", False))
         rows = ((name, *(str(said.count((v, right))) for v in VERDICTS)) for name, right in kinds)
-        _print_table("runs | " + " | ".join(VERDICTS), rows)
+        print_table("runs | " + " | ".join(VERDICTS), rows)
 
 
 def draw(lines: list[dict[str, Any]], path: Path) -> None:

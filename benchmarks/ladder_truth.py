@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from commands import read_metrics
 from scipy.spatial.transform import Rotation
 
 from cryoai import read_map, read_particles
@@ -99,18 +99,6 @@ def calibration_table(confidence: np.ndarray, right: np.ndarray) -> list[list[fl
 def count_inside(difference: np.ndarray, deviation: np.ndarray) -> list[int]:
     """How many components of (n, axes) differences lie within one standard deviation per axis, and of how many."""
     return [int(np.sum(np.abs(difference) <= deviation[:, None])), difference.size]
-
-
-def read_metrics(path: Path) -> dict[str, Any]:
-    """What a run says of itself."""
-    lines = [json.loads(line) for line in path.read_text().splitlines()]
-    starts, result = [line for line in lines if line["step"] == "bootstrap"], lines[-1]
-    return {
-        "starts": [start["held_out_likelihood"] for start in starts],
-        "agreements": [start["agreement"] for start in starts],
-        "verdict": result.get("verdict"), "half_map_angstrom": result["resolution_angstrom"],
-        "parts": result["seconds"],
-    }  # fmt: skip
 
 
 def measure_likelihoods(

@@ -1,6 +1,6 @@
 """Throughput of training at the paper's own sizes, beside a plain implementation of it; and of posing.
 
-    python benchmarks/throughput.py --work /tmp/throughput [train|infer|profile] [--boxes 128 64] [--batch 8]
+    python benchmarks/throughput.py --work /tmp/throughput [train|infer|search|profile] [--boxes 128 64] [--batch 8]
 
 ``train``: OURS is a step of `cryoai.training.Trainer` with configs/paper.yaml (VGG 64-128-256-256-256, S2S2,
 FourierNet 256, symmetrised loss, Adam with amsgrad, bf16): encoder on both copies of each image, both poses scored
@@ -10,6 +10,10 @@ same networks and loss written plainly, in float32. They take turns in one proce
 steps, for the batch that was run and for the paper's batch of 64.
 
 ``infer``: images/s of the default encoder alone on particles of 64 px, which it looks at in 32 px.
+
+``search``: the exhaustive search that doubtful particles get, in each of the ways that ``searches.py`` lists, on
+2,000 images of the 70S (-10 dB, 64 px) against the true map: seconds per 1000 images, and recall, the share of the
+images with the true pose, within the grid's spacing, among the 32 best. Ways take turns (``--turns``).
 """
 
 from __future__ import annotations
@@ -23,6 +27,7 @@ import numpy as np
 import torch
 from baseline import Baseline
 from harness import (
+    NOISE,
     REPOSITORY,
     Results,
     TestSet,
@@ -34,6 +39,7 @@ from harness import (
     show,
     simulate,
 )
+from searches import SEARCHES, describe_problem, make_problem, time_searches
 
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.posing import EncoderInference
@@ -155,6 +161,27 @@ def infer(args: argparse.Namespace, results: Results) -> None:
         show("infer, images/s:", {n: v for n, v in entry.items() if isinstance(v, float)})
 
 
+def search(args: argparse.Namespace, results: Results) -> None:
+    """The exhaustive search, in several ways by turns."""
+    box = args.boxes[0]
+    test = load(simulate("4v5a_-10", args.work, args.data, args.search_images, box=box))
+    problem = make_problem(test, NOISE["-10"] or 0.0, args.search_images)
+    key = {"what": "search", "box": box, "threads": args.threads, "label": args.label, **describe_problem(problem)}
+    for turn in range(args.turns):
+        for name in args.searches:
+            if not results.read(**key, search=name, turn=turn):
+                figures = time_searches(problem, [name])[name]
+                results.append({**key, "search": name, "turn": turn, **figures})
+                show(f"search, {name}, turn {turn}:", figures)
+    turns = {name: results.read(**key, search=name) for name in args.searches}
+    seconds = {name: float(np.median([t["seconds_per_1000"] for t in found])) for name, found in turns.items()}
+    for name, found in turns.items():
+        print(
+            f"{name}: {seconds[name]:.2f} s per 1000 images, {seconds[args.searches[0]] / seconds[name]:.2f} times "
+            f"as fast as {args.searches[0]}, recall {found[-1]['recall']:.1%} ({len(found)} turns)"
+        )
+
+
 def profile(args: argparse.Namespace) -> None:
     """Where a step's time goes."""
     from torch.profiler import ProfilerActivity
@@ -192,21 +219,28 @@ def draw(args: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_options(parser)
-    parser.add_argument("what", nargs="?", choices=("train", "infer", "profile"), default="train")
-    parser.add_argument("--boxes", type=int, nargs="+", default=[128, 64])
+    parser.add_argument("what", nargs="?", choices=("train", "infer", "search", "profile"), default="train")
+    parser.add_argument("--boxes", type=int, nargs="+", help="default: 128 and 64; of search, 64")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--steps", type=int, default=3, help="steps of each turn")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--only", choices=("ours", "baseline"), help="one side alone, for its memory or profile")
     parser.add_argument("--set", nargs="*", default=[], help="options such as amortize.search_radius=16")
+    parser.add_argument(
+        "--searches", nargs="+", default=list(SEARCHES), choices=list(SEARCHES), help="which ways of search"
+    )
+    parser.add_argument("--search-images", type=int, default=2000, help="how many are searched")
     parser.add_argument("--label", default="default", help="names runs with other options")
     parser.add_argument("--shapes", action="store_true", help="profile by the shapes of tensors")
     args = parse(parser)
+    args.boxes = args.boxes or ([64] if args.what == "search" else [128, 64])
     results = Results(Path(args.work) / "throughput.jsonl")
     if args.figures:
         draw(args)
     elif args.what == "infer":
         infer(args, results)
+    elif args.what == "search":
+        search(args, results)
     elif args.what == "profile":
         profile(args)
     else:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -18,33 +18,30 @@ from cryoai.metrics.alignment import MIRROR
 from cryoai.metrics.pose_error import PoseErrors
 from cryoai.types import Pose
 
-BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
-
-def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    """A module of the benchmarks, which are scripts and no package."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module(name)
+@pytest.fixture
+def rungs(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_rungs")
 
 
 @pytest.fixture
-def rungs(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_rungs", monkeypatch)
+def summary(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_summary")
 
 
 @pytest.fixture
-def summary(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_summary", monkeypatch)
+def truth(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("ladder_truth")
 
 
 @pytest.fixture
-def truth(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder_truth", monkeypatch)
+def commands(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("commands")
 
 
 @pytest.fixture
-def ladder(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
-    return load("ladder", monkeypatch)
+def harness(load_benchmark: Callable[[str], ModuleType]) -> ModuleType:
+    return load_benchmark("harness")
 
 
 def line(kind: str = "run", snr: float = -10.0, seed: int = 0, px: float = 2.5, **other: Any) -> dict[str, Any]:
@@ -80,36 +77,36 @@ def test_a_part_is_just_that_part(rungs: ModuleType) -> None:
 
 
 def test_a_rung_is_climbed_once_by_one_version_with_the_same_options_unless_it_failed(
-    rungs: ModuleType, ladder: ModuleType, tmp_path: Path
+    rungs: ModuleType, harness: ModuleType, tmp_path: Path
 ) -> None:
-    results, rung = ladder.Results(tmp_path / "ladder.jsonl"), rungs.Rung("70S", -13.0, 20_000, 1)
+    results, rung = harness.Results(tmp_path / "ladder.jsonl"), rungs.Rung("70S", -13.0, 20_000, 1)
     extra = {"bootstrap.steps": 9}
     key = rung.key("run", "abc1234", extra)
     results.append({**key, "failed": "the disk is full"})
-    assert not ladder.is_done(key, results)
+    assert not results.has(key)
     results.append({**key, "seconds": 1.0})
-    assert ladder.is_done(key, results)
+    assert results.has(key)
     for other in (
         rung.key("limit", "abc1234", extra), rung.key("run", "before", extra), rung.key("run", "abc1234", {}),
         rungs.Rung("70S", -13.0, 20_000, 2).key("run", "abc1234", extra),
         rungs.Rung("70S", -13.0, 20_000, 1, 32).key("run", "abc1234", extra),
     ):  # fmt: skip
-        assert not ladder.is_done(other, results)
+        assert not results.has(other)
 
 
-def test_options_become_the_groups_of_a_config(ladder: ModuleType) -> None:
-    options = ladder.parse_overrides(["bootstrap.steps=9", "seeds=2", "bootstrap.draws=4"])
-    assert ladder.nested(options) == {"bootstrap": {"steps": 9, "draws": 4}, "seeds": 2}
+def test_options_become_the_groups_of_a_config(commands: ModuleType, harness: ModuleType) -> None:
+    options = harness.parse_overrides(["bootstrap.steps=9", "seeds=2", "bootstrap.draws=4"])
+    assert commands.nested(options) == {"bootstrap": {"steps": 9, "draws": 4}, "seeds": 2}
 
 
 def test_the_real_defoci_are_read_back_from_the_star_file(
-    ladder: ModuleType, shared_data: Path, tmp_path: Path
+    commands: ModuleType, shared_data: Path, tmp_path: Path
 ) -> None:
     table = tmp_path / "ctf.npz"
     with np.load(shared_data / "ctf" / "empiar10028_ctf.npz") as whole:
         few = {name: whole[name][:300] if whole[name].ndim else whole[name] for name in whole.files}
     np.savez(table, **few)
-    ladder.write_ctf_star(table, tmp_path / "defoci.star")
+    commands.write_ctf_star(table, tmp_path / "defoci.star")
     ctf = read_particles(tmp_path / "defoci.star", check_stacks=False).ctf
     order = np.argsort(few["defocus_u_angstrom"], kind="stable")
     read = np.argsort(ctf.defocus_u_angstrom, kind="stable")
@@ -249,14 +246,14 @@ def test_differences_are_those_of_the_nearest_mate_after_the_global_transform(
     np.testing.assert_allclose(found[1], move, atol=1e-8)
 
 
-def test_what_a_run_says_of_itself_is_read_with_and_without_a_verdict(truth: ModuleType, tmp_path: Path) -> None:
+def test_what_a_run_says_of_itself_is_read_with_and_without_a_verdict(commands: ModuleType, tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     start = {"step": "bootstrap", "start": 1, "held_out_likelihood": 5.0, "agreement": 1.0}
     result: dict[str, Any] = {"step": "result", "resolution_angstrom": 9.0, "seconds": {"bootstrap": 3.0}}
     path.write_text("\n".join(json.dumps(entry) for entry in (start, result)))
-    assert truth.read_metrics(path)["verdict"] is None and truth.read_metrics(path)["starts"] == [5.0]
+    assert commands.read_metrics(path)["verdict"] is None and commands.read_metrics(path)["starts"] == [5.0]
     path.write_text(json.dumps({**result, "verdict": "not found"}))
-    assert truth.read_metrics(path)["verdict"] == "not found" and truth.read_metrics(path)["starts"] == []
+    assert commands.read_metrics(path)["verdict"] == "not found" and commands.read_metrics(path)["starts"] == []
 
 
 def test_likelihoods_tell_the_true_map_whatever_its_scale(truth: ModuleType, scene: Scene, tmp_path: Path) -> None:
