@@ -37,7 +37,7 @@ def quick_config() -> ReconstructConfig:
         seeds=2,
         device="cpu",
         bootstrap=BootstrapSettings(steps=40, batch_size=100, first_radius=5, last_radius=6),
-        refine=RefineSettings(max_rounds=3, first_search_rotations=600, search_rotations=600, search_radius=6),
+        refine=RefineSettings(max_rounds=3, search_radius=6),
     )
 
 

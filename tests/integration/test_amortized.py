@@ -96,7 +96,7 @@ def config() -> ReconstructConfig:
             save_every=10,
         ),
         hybrid=HybridSettings(simulated_steps=10, real_steps=5, batch_size=32),
-        refine=RefineSettings(max_rounds=0, search_rotations=600, search_radius=6),
+        refine=RefineSettings(max_rounds=0, search_radius=6),
     )  # fmt: skip
 
 
@@ -225,7 +225,7 @@ def test_an_encoder_trained_from_scratch_poses_seen_and_unseen_particles(tmp_pat
             max_shift_box_lengths=0.05, sampling_steps=50, encoder_start=30, own_proposals_start=95,
             volume_width=64, points_per_step=6000,
         ),
-        refine=RefineSettings(max_rounds=1, search_rotations=600, search_radius=6),
+        refine=RefineSettings(max_rounds=1, search_radius=6),
     )  # fmt: skip
     run = tmp_path / "run"
     reconstruct(tmp_path / "seen" / "particles.star", run, config)

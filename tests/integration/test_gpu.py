@@ -159,7 +159,7 @@ def quick(quick_config: ReconstructConfig) -> Callable[..., ReconstructConfig]:
                 save_every=10,
             ),
             "hybrid": HybridSettings(encoder="always", simulated_steps=10, real_steps=5, batch_size=32),
-            "refine": RefineSettings(max_rounds=1, search_rotations=600, search_radius=6),
+            "refine": RefineSettings(max_rounds=1, search_radius=6),
             **changes,
         })  # fmt: skip
 

@@ -55,7 +55,7 @@ def config(method: str) -> ReconstructConfig:
         hybrid=HybridSettings(
             encoder="always" if method == "encoder" else "never", simulated_steps=10, real_steps=4
         ),
-        refine=RefineSettings(max_rounds=2, search_rotations=600, search_radius=SHARED),
+        refine=RefineSettings(max_rounds=2, search_radius=SHARED),
     )  # fmt: skip
 
 

@@ -204,7 +204,7 @@ def test_a_good_run_says_that_the_molecule_was_found(
     config = ReconstructConfig(
         seeds=2, device="cpu", max_particles=600,
         bootstrap=BootstrapSettings(steps=60, batch_size=100, first_radius=6, last_radius=8),
-        refine=RefineSettings(max_rounds=3, first_search_rotations=2304, first_search_radius=8, searches=()),
+        refine=RefineSettings(max_rounds=3, first_search_radius=8, searches=()),
     )  # fmt: skip
     result = reconstruct(simulated / "particles.star", tmp_path, config)
     verdict = result.verdict

@@ -17,7 +17,7 @@ amortize: {steps: 8, batch_size: 16, last_radius: 8, march_steps: 4, sampling_st
            own_proposals_start: 5, max_shift_box_lengths: 0.08, volume_width: 16, points_per_step: 2048,
            save_every: 4}
 encoder: {hypotheses: 200, widths: [4, 8, 8], box_size: 16}
-refine: {max_rounds: 0, search_rotations: 600, search_radius: 6}
+refine: {max_rounds: 0, search_radius: 6}
 """
 
 

@@ -52,7 +52,7 @@ def test_relion_reconstructs_from_our_output(simulated: Path, tmp_path: Path) ->
     config = ReconstructConfig(
         seeds=1,
         bootstrap=BootstrapSettings(steps=120),
-        refine=RefineSettings(max_rounds=2, search_rotations=2304, search_radius=8),
+        refine=RefineSettings(max_rounds=2, search_radius=8),
     )
     result = reconstruct(simulated / "particles.star", tmp_path / "out", config)
     relion_map = tmp_path / "relion.mrc"

@@ -258,7 +258,10 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     source = SourceTable("relion", tmp_path / "in.star", pd.DataFrame({"rlnImageName": ["1@a.mrcs"] * count}))
     rows = np.arange(count)
     particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)
-    state = RefinementState(rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros)
+    state = RefinementState(
+        rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros,
+        torch.ones(count), np.zeros(count, bool),
+    )  # fmt: skip
     result = ReconstructionResult(
         tmp_path, ReconstructConfig(), particles, state, halves,
         FitSummary(0.0, 1.0, 50.0, -5.0, 1.0), halves.wiener_map().numpy(), VOXEL_SIZE,

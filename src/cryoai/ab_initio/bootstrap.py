@@ -32,7 +32,7 @@ _FIRST_IMAGES = 2000
 _RIDGE = 1e-3
 # Steps are shortened where a frequency has been seen less than this share of its shell's mean.
 _SHORTENED = 0.3
-# An image knows its pose where so few poses hold its posterior. Those that a start learns from always do in the end,
+# An image knows its pose where so few poses hold its posterior. Those that a start learns from do in the end,
 # their own noise being in the map: held-out ones are asked, so many of them, and the median counts.
 _FEW_POSES = 4.0
 _ASKED, _ASKED_EVERY = 100, 5

@@ -9,17 +9,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
-from cryoai.particles.extent import LARGEST_SUPPORT, measure_support
 from cryoai.physics.noise import estimate_noise_outside
 from cryoai.poses.posterior import MASK_MARGIN
 from cryoai.run.config import BootstrapSettings
 from cryoai.run.streams import numpy_stream
 from cryoai.tensors import ParticleBatch
 
-# Images that size and noise are measured on.
+# Images that the noise is measured on.
 _MEASURED = 4000
-# Shells that the size is measured in.
-_MEASURED_RADIUS = 10.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,11 +68,7 @@ def choose_images(
     # A copy of an image that was trained on is not held out.
     train = train[~np.isin(data.grouping.group[train], data.grouping.group[test])]
     some = data.batch(np.sort(rows[:_MEASURED]))
-    box_length = data.disk.box_size * data.pixel_size
-    if diameter is None:
-        support = measure_support(some.prefix(_MEASURED_RADIUS))
-    else:
-        support = min(0.5 * diameter / box_length, LARGEST_SUPPORT)
+    support = data.support(diameter)
     noise_power = estimate_noise_outside(some.images, some.disk, support).clamp(min=1e-12)
     reach = settings.last_radius + MASK_MARGIN
     held_out_batch = data.batch(test if len(test) else train, reach)

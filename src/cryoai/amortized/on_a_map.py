@@ -32,6 +32,8 @@ from cryoai.training.winners import Winners
 
 # Real particles whose CTFs the simulated images have, and those that show how far particles are off-centre.
 _POOL, _FOR_SHIFTS = 4000, 500
+# Rotations that are tried then: enough, since translations hardly depend on them.
+_SHIFT_ROTATIONS = 4608
 _CURRICULUM_SHARE = 0.5
 # From how many on training and then posing takes less time than searching. On a GPU it never does: posing 10,000 by
 # search took 0.7 s there, with the encoder 0.9 s.
@@ -117,7 +119,7 @@ def _shift_sigma(
     """Å, standard deviation of the translations that a search of some particles finds."""
     radius = float(batch.disk.radius[-1])
     grid = make_search_grid(
-        config.refine.first_search_rotations,
+        _SHIFT_ROTATIONS,
         config.bootstrap.max_shift_box_lengths * batch.box_length,
         translation_step(radius, batch.box_length),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -11,14 +12,18 @@ from jaxtyping import Int
 
 from cryoai.geometry.fourier import FourierDisk, images_to_disk, make_fourier_disk
 from cryoai.particles.cache import CoefficientCache
+from cryoai.particles.extent import LARGEST_SUPPORT, measure_support
 from cryoai.particles.grouping import group_particles, hash_images
 from cryoai.particles.judge import Judge, Judgement
+from cryoai.particles.sampling import sample_rows
 from cryoai.particles.stack import ParticleImages
 from cryoai.physics.ctf import compute_ctf
 from cryoai.tensors import ParticleBatch
 from cryoai.types import ParticleSet
 
 _PIXELS_PER_CHUNK = 4 * 2**20
+# The particle's size is measured on so many images, within so many shells.
+_MEASURED, _MEASURED_RADIUS = 3000, 10.0
 
 
 class ParticleData:
@@ -132,6 +137,16 @@ class ParticleData:
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             yield part, self.batch(part, radius)
+
+    @cached_property
+    def _measured_support(self) -> float:
+        return measure_support(self.batch(sample_rows(self.usable_rows, _MEASURED), _MEASURED_RADIUS))
+
+    def support(self, diameter: float | None = None) -> float:
+        """Radius that holds the particle in every view, box lengths: from its diameter, Å, or else measured."""
+        if diameter is None:
+            return self._measured_support
+        return min(0.5 * diameter / (self.disk.box_size * self.pixel_size), LARGEST_SUPPORT)
 
     def close(self) -> None:
         """Release the cache."""

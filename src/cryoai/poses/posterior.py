@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -69,6 +70,11 @@ class Posterior:
     residual_power: Float[Tensor, " shells"] | None = None
 
 
+def direction_spacing(shells: float, support: float, finer: float = 1.0) -> float:
+    """How far apart directions may lie, radians, for a particle of some radius (box lengths)."""
+    return _SPACING / (finer * shells * max(support, _SMALLEST_SUPPORT))
+
+
 class PosteriorSearch:
     """The posterior within a radius, for particles of a known size.
 
@@ -84,6 +90,8 @@ class PosteriorSearch:
         Largest translation tried, box lengths.
     sums_radius
         Shells that the grid of the sums holds; default: the radius.
+    finer
+        How many times closer directions lie than the likelihood needs.
     """
 
     def __init__(
@@ -94,6 +102,7 @@ class PosteriorSearch:
         support: float,
         max_shift: float,
         sums_radius: float | None = None,
+        finer: float = 1.0,
     ) -> None:
         self._sums_radius = shells if sums_radius is None else sums_radius
         self.box_size, self.pixel_size, self.support = box_size, pixel_size, support
@@ -102,8 +111,7 @@ class PosteriorSearch:
         box_length = box_size * pixel_size
         self.shifts = make_translation_grid(max_shift * box_length, 0.4 * box_length / shells)
         self._ramps = compute_shift(-self.shifts, self.grid.samples(box_size, of_images=True), pixel_size)
-        spacing = _SPACING / (shells * max(support, _SMALLEST_SUPPORT))
-        self.blocks = max(1, round(2 * math.pi / spacing**2 / LANES))
+        self.blocks = max(1, round(2 * math.pi / direction_spacing(shells, support, finer) ** 2 / LANES))
         angle = (torch.arange(self.grid.angles) + 0.5) * 2 * math.pi / self.grid.angles
         self._phase = torch.arange(self.grid.modes)[:, None] * angle
         self._matrices: dict[int, Tensor] = {}
@@ -139,12 +147,10 @@ class PosteriorSearch:
         reference
             Work in plain torch instead of the kernel, which it defines; for tests.
         """
-        batch = batch.prefix(self.grid.shells + MASK_MARGIN + 0.01)
-        rotation = self._rotations(generator)
+        batch = self.within_reach(batch)
+        rotation = self.rotations(generator)
         offset = torch.rand(len(batch), generator=generator) if generator else torch.full((len(batch),), 0.5)
-        volume = volume.to("cpu")
-        slices = self.grid.to_rings(slice_quickly(volume, rotation, self.grid.samples(self.box_size, False)))
-        step = _ExpectationStep(self, slices, noise_power, draws)
+        step = _ExpectationStep(Comparison(self, volume, noise_power, rotation), draws)
         run = step.run_reference if reference else step.run_kernel
         parts = [run(batch[i : i + _CHUNK], offset[i : i + _CHUNK]) for i in range(0, len(batch), _CHUNK)]
         gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
@@ -153,6 +159,10 @@ class PosteriorSearch:
             return Posterior(gain, effective)
         sums = self._insert(step.total, step.weight, rotation, noise_power)
         return Posterior(gain, effective, sums, step.residual_power(batch))
+
+    def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
+        """Of the images, what is compared."""
+        return batch.prefix(self.grid.shells + MASK_MARGIN + 0.01)
 
     def moved_rings(
         self, batch: ParticleBatch, noise_power: Float[Tensor, " any_shells"]
@@ -176,7 +186,8 @@ class PosteriorSearch:
         """``exp(i m ψ)``."""
         return torch.polar(torch.ones_like(self._phase), self._phase)
 
-    def _rotations(self, generator: torch.Generator | None) -> Float[Tensor, "directions 3 3"]:
+    def rotations(self, generator: torch.Generator | None) -> Float[Tensor, "directions 3 3"]:
+        """To every direction; turned at random where a generator is given."""
         rotation = rotations_to(spread_directions(self.blocks * LANES))
         return rotation if generator is None else random_rotations(1, generator) @ rotation
 
@@ -193,17 +204,82 @@ class PosteriorSearch:
         return inserter.result()
 
 
+_Six = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+class Comparison:
+    """Slices of a map in every direction, ready for images to be compared with.
+
+    Parameters
+    ----------
+    search
+        The grid.
+    volume
+        The map.
+    noise_power
+        ``E|noise|²`` per shell.
+    rotation
+        To the directions.
+    """
+
+    def __init__(
+        self,
+        search: PosteriorSearch,
+        volume: FourierVolume,
+        noise_power: Float[Tensor, " any_shells"],
+        rotation: Float[Tensor, "directions 3 3"],
+    ) -> None:
+        grid = search.grid
+        self.search, self.noise_power = search, noise_power
+        samples = slice_quickly(volume.to("cpu"), rotation, grid.samples(search.box_size, of_images=False))
+        self.slices = grid.to_rings(samples)
+        self.spectrum = grid.spectrum(self.slices, of_images=False)
+        self.ring_power = (self.slices**2).sum(2) * grid.area
+
+    def prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Moved rings, their weighted spectra, CTF² per shell, and ⟨CTF², |slice|²⟩ of every direction."""
+        grid = self.search.grid
+        rings = self.search.moved_rings(batch, self.noise_power)
+        spectrum = grid.spectrum(rings, of_images=True) * (2 * grid.correlation_weight())
+        ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
+        power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T
+        return rings, spectrum, ctf_power, power
+
+    @cached_property
+    def _lanes(self) -> np.ndarray:
+        slices = torch.view_as_real(self.spectrum).unflatten(0, (self.search.blocks, LANES))
+        return slices.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def kernel_arguments(self, spectrum: Tensor, power: Tensor) -> _Six:
+        """Images, slices, their power, and the turns, as the kernels take them."""
+        cosine, sine = self.search.cosines()
+        return (
+            torch.view_as_real(spectrum).contiguous().numpy(), self._lanes,
+            power.unflatten(1, (self.search.blocks, LANES)).contiguous().numpy(),
+            self.search.grid.first_term.numpy(), cosine.numpy(), sine.numpy(),
+        )  # fmt: skip
+
+    def scores(
+        self, spectrum: Complex[Tensor, "shifts terms"], power: Float[Tensor, " directions"]
+    ) -> Float[Tensor, "shifts 2 angles directions"]:
+        """Log-likelihood gains of every pose of an image: of each direction and of its mirror image."""
+        grid, turns = self.search.grid, self.search.turns()
+        first = grid.first_term.tolist()
+        product = []
+        for begin, end in pairwise(first):
+            image, slices = spectrum[:, begin:end], self.spectrum[:, begin:end].T
+            product.append(torch.stack((image @ slices.conj(), image @ slices), 1))
+        return torch.einsum("mj,mtsd->tsjd", turns, torch.stack(product)).real - power
+
+
 class _ExpectationStep:
     """The sums of one call, chunk by chunk."""
 
-    def __init__(self, search: PosteriorSearch, slices: Tensor, noise_power: Tensor, draws: int) -> None:
-        self.search, self.slices, self.draws = search, slices, draws
-        self.noise_power = noise_power
-        grid = search.grid
-        self.spectrum = grid.spectrum(slices, of_images=False)
-        self.ring_power = (slices**2).sum(2) * grid.area
+    def __init__(self, comparison: Comparison, draws: int) -> None:
+        self.comparison, self.search, self.draws = comparison, comparison.search, draws
+        grid = self.search.grid
         threads = max(1, torch.get_num_threads())
-        count = len(slices)
+        count = len(comparison.slices)
         self._totals = np.zeros((threads, count, grid.shells, grid.angles), np.float32)
         self._weights = np.zeros((threads, count, grid.shells), np.float32)
         self._scratch: list[np.ndarray] = []
@@ -218,25 +294,11 @@ class _ExpectationStep:
         """Σ CTF² of each direction."""
         return torch.from_numpy(self._weights.sum(0))
 
-    def _prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Moved rings, their weighted spectra, CTF² per shell, and ⟨CTF², |slice|²⟩ of every direction."""
-        grid = self.search.grid
-        rings = self.search.moved_rings(batch, self.noise_power)
-        spectrum = grid.spectrum(rings, of_images=True) * (2 * grid.correlation_weight())
-        ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
-        power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T
-        return rings, spectrum, ctf_power, power
-
     def run_kernel(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
         """Gains and effective numbers of poses of some images, which are added to the sums."""
         search, grid = self.search, self.search.grid
-        rings, spectrum, ctf_power, power = self._prepare(batch)
-        slices = torch.view_as_real(self.spectrum).unflatten(0, (search.blocks, LANES))
-        slices = slices.permute(0, 2, 3, 1).contiguous().numpy()
-        images = torch.view_as_real(spectrum).contiguous().numpy()
-        power = power.unflatten(1, (search.blocks, LANES)).contiguous()
-        cosine, sine = search.cosines()
-        first_term = grid.first_term.numpy()
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
+        images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
         gain, effective = np.empty(len(batch), np.float32), np.empty(len(batch), np.float32)
         if not self._scratch:
             shape = (len(search.shifts) * search.blocks + 1, 2, grid.angles, LANES)
@@ -244,8 +306,8 @@ class _ExpectationStep:
 
         def work(start: int, stop: int, thread: int) -> None:
             posterior_kernel(
-                images, rings.numpy(), ctf_power.contiguous().numpy(), slices, power.numpy(), first_term,
-                cosine.numpy(), sine.numpy(), self.draws, offset.numpy(),
+                images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, first_term,
+                cosine, sine, self.draws, offset.numpy(),
                 self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, start, stop,
             )  # fmt: skip
 
@@ -254,10 +316,10 @@ class _ExpectationStep:
 
     def run_reference(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
         """The same in plain torch, image by image."""
-        rings, spectrum, ctf_power, power = self._prepare(batch)
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         gains, numbers = [], []
         for i in range(len(batch)):
-            score = self.scores(spectrum[i], power[i])
+            score = self.comparison.scores(spectrum[i], power[i])
             flat = score.flatten().double()
             best = flat.max()
             mass = (flat - best).exp()
@@ -268,18 +330,6 @@ class _ExpectationStep:
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
                 self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i])
         return torch.stack(gains).cpu(), torch.stack(numbers).cpu()
-
-    def scores(
-        self, spectrum: Complex[Tensor, "shifts terms"], power: Float[Tensor, " directions"]
-    ) -> Float[Tensor, "shifts 2 angles directions"]:
-        """Log-likelihood gains of every pose: of each direction and of its mirror image."""
-        grid, turns = self.search.grid, self.search.turns()
-        first = grid.first_term.tolist()
-        product = []
-        for begin, end in pairwise(first):
-            image, slices = spectrum[:, begin:end], self.spectrum[:, begin:end].T
-            product.append(torch.stack((image @ slices.conj(), image @ slices), 1))
-        return torch.einsum("mj,mtsd->tsjd", turns, torch.stack(product)).real - power
 
     def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor) -> None:
         shift, side, angle, direction = place
@@ -295,8 +345,10 @@ class _ExpectationStep:
     def residual_power(self, batch: ParticleBatch) -> Float[Tensor, " shells"]:
         """Mean over coefficients of ``|image - CTF · slice|²``."""
         grid = self.search.grid
-        noise = self.noise_power[1 : grid.shells + 1]
-        explained = 2 * noise * (self.total * self.slices).sum((0, 2)) - (self.weight * self.ring_power).sum(0)
+        comparison = self.comparison
+        noise = comparison.noise_power[1 : grid.shells + 1]
+        explained = 2 * noise * (self.total * comparison.slices).sum((0, 2))
+        explained = explained - (self.weight * comparison.ring_power).sum(0)
         # A half-plane ring holds π k coefficients.
         explained = explained / (len(batch) * math.pi * grid.shell)
         power = batch.disk.mean_per_shell((batch.images.real**2 + batch.images.imag**2).mean(0))

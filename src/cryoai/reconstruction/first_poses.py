@@ -181,7 +181,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
         inputs = {
             "bootstrap": config.bootstrap, "reach": config.refine.first_search_reach,
             "keep": config.refine.first_search_keep, "radius": config.refine.first_search_radius,
-            "rotations": config.refine.first_search_rotations, "seed": config.seed,
+            "diameter": config.particle_diameter, "seed": config.seed,
         }  # fmt: skip
         state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
     return FirstPoses(state, _ASSIGNED, radius, ab_initio, encoder, history)

@@ -21,7 +21,6 @@ from cryoai.particles.sampling import sample_rows
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.poses.local import pose_standard_deviations, refine_poses
-from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.reconstruction.checks import check_device, check_particles, choose_device
 from cryoai.reconstruction.output import finite_for_star
 from cryoai.refinement.confidence import (
@@ -233,19 +232,18 @@ class _Posing:
 
     def by_search(self, rows: Int[np.ndarray, " m"], done: OnChunk) -> None:
         """The best of all poses on a grid and of the current one."""
-        radius, length = self._scoring_radius, self._trained.box_length
-        step = translation_step(radius, length)
         # The encoder misses those that lie farther out than what it was trained on, so translations go far.
         settings = RefineSettings()
-        grid = make_search_grid(settings.first_search_rotations, settings.max_shift_box_lengths * length, step)
+        radius, support = self._scoring_radius, self._data.support()
         stages = ((radius, settings.search_refined), (self._full, 1))
-        search = GlobalSearch(grid, radius, settings.search_keep, stages)
+        search = GlobalSearch(int(radius), settings.max_shift_box_lengths, support, settings.search_keep, stages)
 
         def find(portion: Portion) -> None:
             batch = self._scaled(portion)
             current = self.rotation[portion.rows], self.translation[portion.rows]
-            best = search_batch(batch, portion.volume, self._trained.noise_power, search, current)
-            self._settle(portion, batch, *best, iterations=0)
+            noise = self._trained.noise_power
+            rotation, translation, _ = search_batch(batch, portion.volume, noise, search, current)
+            self._settle(portion, batch, rotation, translation, iterations=0)
 
         map_particles(self._data, self._reference, find, rows, on_chunk=done)
 

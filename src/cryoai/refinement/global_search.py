@@ -5,23 +5,30 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
+from cryoai.physics.kernels import runs_kernels
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
-from cryoai.poses.search import SearchGrid, search_poses
+from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch, direction_spacing
+from cryoai.poses.search import make_search_grid, search_poses, translation_step
+from cryoai.poses.view_search import search_views
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
+# A pose this close to a better one is as good as right where that one is.
+_SAME_BASIN_RADIANS = 0.17
 _ITERATIONS = 4
 
 
@@ -31,22 +38,54 @@ class GlobalSearch:
 
     Attributes
     ----------
-    grid
-        Rotations and translations.
     radius
         Shells at which the grid is scored.
+    reach
+        Largest translation tried, box lengths.
+    support
+        Radius of the particle, box lengths.
     keep
-        Grid poses kept per particle.
+        Views kept per particle.
     stages
         (radius, hypotheses) of each round of local refinement; after each, that many of the likeliest distinct
         hypotheses go on. Radii grow because a pose that is off by δ can only be pulled in by frequencies whose
         phase δ turns by less than a quarter period.
+    finer
+        How many times closer views lie than the radius needs.
+    seed
+        Turns the grid; None leaves it.
     """
 
-    grid: SearchGrid
-    radius: float
+    radius: int
+    reach: float
+    support: float
     keep: int
     stages: tuple[tuple[float, int], ...]
+    finer: float = 1.0
+    seed: int | None = None
+
+    def candidates(
+        self, batch: ParticleBatch, volume: FourierVolume, noise_power: Float[Tensor, " shells"]
+    ) -> PoseHypotheses:
+        """The best poses of the grid: by angular modes where the kernels run, elsewhere as a plain product."""
+        generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
+        if runs_kernels(volume.device):
+            views = _make_views(
+                batch.disk.box_size, batch.pixel_size, self.radius, self.support, self.reach, self.finer
+            )
+            return search_views(views, batch, volume, noise_power, self.keep, generator)
+        # As many rotations as directions this far apart call for.
+        spacing = direction_spacing(self.radius, self.support, self.finer)
+        reach, step = self.reach * batch.box_length, translation_step(self.radius, batch.box_length)
+        grid = make_search_grid(round(8 * math.pi**2 / spacing**3), reach, step, generator)
+        return search_poses(batch.prefix(self.radius + 0.01), volume, noise_power, grid, self.keep)
+
+
+@lru_cache(maxsize=4)
+def _make_views(
+    box_size: int, pixel_size: float, radius: int, support: float, reach: float, finer: float
+) -> PosteriorSearch:
+    return PosteriorSearch(box_size, pixel_size, radius, support, reach, finer=finer)
 
 
 def search_globally(
@@ -71,7 +110,7 @@ def search_globally(
     search
         The grid and the radii.
     keep_current
-        Let the current pose compete.
+        Let the current pose compete; how certain the winner is then, and whether it is the current one, is kept.
     on_chunk
         Called with the particles done so far.
 
@@ -80,19 +119,26 @@ def search_globally(
     tuple
         The new state, and which of ``rows`` changed to another pose.
     """
-    rotation, translation = state.rotation.clone(), state.translation.clone()
+    rotation, translation, certainty = state.rotation.clone(), state.translation.clone(), state.certainty.clone()
 
     def find(portion: Portion) -> None:
         at = portion.rows
         current = (state.rotation[at], state.translation[at]) if keep_current else None
-        rotation[at], translation[at] = search_batch(
+        rotation[at], translation[at], sure = search_batch(
             portion.own_batch, portion.volume, state.noise_power, search, current
         )
+        if keep_current:
+            certainty[at] = sure
 
-    radius = max(search.radius, *(radius for radius, _ in search.stages))
-    map_particles(data, references, find, rows, radius, on_chunk)
-    moved = rotation_angle(rotation[rows], state.rotation[rows]) > _SAME_POSE_RADIANS
-    return replace(state, rotation=rotation, translation=translation), moved.numpy()
+    radius = max(search.radius + MASK_MARGIN, *(radius for radius, _ in search.stages))
+    map_particles(data, references, find, rows, min(radius, full_radius(data.disk.box_size)), on_chunk)
+    moved = (rotation_angle(rotation[rows], state.rotation[rows]) > _SAME_POSE_RADIANS).numpy()
+    is_confirmed = state.is_confirmed.copy()
+    is_confirmed[rows] = keep_current & ~moved
+    found = replace(
+        state, rotation=rotation, translation=translation, certainty=certainty, is_confirmed=is_confirmed
+    )
+    return found, moved
 
 
 def search_batch(
@@ -101,14 +147,20 @@ def search_batch(
     noise_power: Float[Tensor, " shells"],
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
-) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"]]:
-    """The funnel for a batch: the best rotation and translation (Å) of each particle.
+) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
+    """The funnel for a batch: the best rotation, translation (Å) and certainty of each particle.
 
-    The grid of ``search`` is scored; what it keeps goes through `refine_in_stages`, whose parameters these are.
+    The grid of ``search`` is scored; what it keeps goes through `refine_in_stages`, whose parameters these are. A
+    pose's certainty is the share that it and its neighbours have in the posterior over all hypotheses that come to
+    the last stage.
     """
-    hypotheses = search_poses(batch.prefix(search.radius), volume, noise_power, search.grid, search.keep)
-    best = refine_in_stages(batch, volume, noise_power, hypotheses, search.stages, current)
-    return best.rotation[:, 0], best.translation[:, 0]
+    hypotheses = search.candidates(batch, volume, noise_power)
+    *stages, (last, _) = search.stages
+    count = hypotheses.log_weight.shape[1] if not stages else stages[-1][1]
+    found = refine_in_stages(batch, volume, noise_power, hypotheses, (*stages, (last, count)), current)
+    share = found.log_weight.softmax(1)
+    near = rotation_angle(found.rotation, found.rotation[:, :1].expand_as(found.rotation)) < _SAME_BASIN_RADIANS
+    return found.rotation[:, 0], found.translation[:, 0], (share * near).sum(1)
 
 
 def refine_in_stages(

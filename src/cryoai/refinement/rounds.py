@@ -6,38 +6,34 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
-from cryoai.poses.search import make_search_grid, translation_step
 from cryoai.refinement.confidence import (
     CONFIDENT,
     FitSummary,
-    doubtful_rows,
     estimate_confidence,
-    fit_quality,
-    measure_fit_scale,
     summarise_fits,
 )
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import References, one_reference
 from cryoai.refinement.mates import find_mates, try_mates
-from cryoai.refinement.poses import reconstruct_halves, refine_locally, score_all, update_noise
+from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
+from cryoai.refinement.search_again import measure_quality, search_again
 from cryoai.refinement.state import RefinementState
-from cryoai.run.config import ReconstructConfig, RefineSettings, SearchRound
+from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
-from cryoai.run.streams import torch_stream
 
 SHELLS_OF_EVIDENCE = 2.0
 """Half-maps that agree so many shells beyond what both were aligned to agree on their own."""
 
+# Translations that leave a particle inside its box, box lengths.
+_FARTHEST = 0.45
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
 # A map without near-symmetries in its first rounds will not have any later.
@@ -103,10 +99,9 @@ def assign_all(
 ) -> RefinementState:
     """Find every particle's pose against the bootstrap's map inside a radius; the only thing both halves see."""
     bootstrap, refine = config.bootstrap, config.refine
-    box_length = data.disk.box_size * data.pixel_size
-    reach = refine.first_search_reach * bootstrap.max_shift_box_lengths * box_length
-    grid = make_search_grid(refine.first_search_rotations, reach, translation_step(radius, box_length))
-    search = GlobalSearch(grid, radius, refine.first_search_keep, ((radius, 1),))
+    reach = min(refine.first_search_reach * bootstrap.max_shift_box_lengths, _FARTHEST)
+    support = data.support(config.particle_diameter)
+    search = GlobalSearch(int(radius), reach, support, refine.first_search_keep, ((radius, 1),))
     with progress.step("Posing every particle", len(state.used)) as done:
         references = one_reference(data, volume)
         state, _ = search_globally(data, state, references, state.used, search, keep_current=False, on_chunk=done)
@@ -177,9 +172,10 @@ def refinement_round(
     result = RoundResult(state, RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change))))
     if _should_try_mates(state, number, previous):
         result = _mates_step(data, result, references, find_mates(halves), progress, name)
-    search = config.refine.search_after(number)
-    if search is not None:
-        result = _search_step(data, result, references, search, config, progress, name)
+    chosen = config.refine.search_after(number)
+    if chosen is not None:
+        state, searched, moved = search_again(data, result.state, references, chosen, radius, config, progress)
+        result = RoundResult(state, replace(result.summary, searched=searched, moved=moved))
     return result
 
 
@@ -215,10 +211,10 @@ def finish(
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
     with progress.step("Confidence and standard deviations", 2 * len(state.used)) as done:
         state = refine_locally(data, state, references, radius, iterations=0, on_chunk=done)
-        quality, expected = _quality(
+        quality, expected = measure_quality(
             data, state, references.swapped(), radius, lambda count: done(len(state.used) + count)
         )
-    sure = estimate_confidence(quality, expected) * weight[state.used]
+    sure = estimate_confidence(quality, expected) * weight[state.used] * state.certainty[state.used]
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
         # None is above `CONFIDENT` then, and which fits better stays known.
         sure = sure * CONFIDENT
@@ -293,61 +289,3 @@ def _mates_step(
         state, _ = try_mates(data, state, references, mates, summary.pose_radius, on_chunk=done)
     moved = int((rotation_angle(state.rotation[state.used], before) > _MOVED_RADIANS).sum())
     return RoundResult(state, replace(summary, mates=len(mates), mates_moved=moved))
-
-
-def _quality(
-    data: ParticleData, state: RefinementState, references: References, radius: float, on_chunk=lambda done: None
-) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """How well each particle that takes part fits, and the gain that was to be expected."""
-    gain, expected = score_all(data, state, references, radius, on_chunk)
-    return fit_quality(gain[state.used], expected[state.used]), expected[state.used]
-
-
-def _search_step(
-    data: ParticleData,
-    result: RoundResult,
-    references: References,
-    chosen: SearchRound,
-    config: ReconstructConfig,
-    progress: Progress,
-    name: str,
-) -> RoundResult:
-    state, summary = result.state, result.summary
-    quality, expected = _quality(data, state, references, summary.pose_radius)
-    rows = doubtful_rows(state.used, quality, chosen.doubt, measure_fit_scale(quality, expected))
-    if len(rows) == 0:
-        return result
-    generator = torch_stream(config.seed, "search again", summary.round)
-    search = make_search(data, config.refine, chosen, summary.pose_radius, generator)
-    with progress.step(f"{name}: searching {len(rows):,} doubtful particles again", len(rows)) as done:
-        state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
-    return RoundResult(state, replace(summary, searched=len(rows), moved=int(moved.sum())))
-
-
-def make_search(
-    data: ParticleData, settings: RefineSettings, chosen: SearchRound, radius: float, generator: torch.Generator
-) -> GlobalSearch:
-    """The grid and the funnel of a search after a round.
-
-    Parameters
-    ----------
-    data
-        The particles.
-    settings, chosen
-        Of all such searches, and of this one.
-    radius
-        Shells that poses are refined against at last.
-    generator
-        Turns the grid.
-    """
-    coarse = min(chosen.sharper * settings.search_radius, radius)
-    box_length = data.disk.box_size * data.pixel_size
-    grid = make_search_grid(
-        chosen.finer * settings.search_rotations,
-        chosen.reach * settings.max_shift_box_lengths * box_length,
-        translation_step(coarse, box_length),
-        generator,
-    )
-    # A finer grid holds more copies of each candidate: as many more must be kept to keep the same variety.
-    keep = settings.search_keep * chosen.finer
-    return GlobalSearch(grid, coarse, keep, ((coarse, settings.search_refined), (radius, 1)))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
@@ -32,6 +32,10 @@ class RefinementState:
         (n,) probability that the pose is in the right basin; 0 for particles left out.
     rotation_std, translation_std
         (n,) radians and Å, from the Gauss-Newton Hessian.
+    certainty
+        (n,) share of the pose in the posterior over all that its last global search found; 1 if there was none.
+    is_confirmed
+        (n,) whether that search found the pose that the particle had.
     """
 
     rotation: Float[Tensor, "n 3 3"]
@@ -41,6 +45,8 @@ class RefinementState:
     confidence: Float[Tensor, " n"]
     rotation_std: Float[Tensor, " n"]
     translation_std: Float[Tensor, " n"]
+    certainty: Float[Tensor, " n"]
+    is_confirmed: Bool[np.ndarray, " n"]
 
     def rows(self, half: int) -> Int[np.ndarray, " m"]:
         """The particles of one half."""
@@ -59,4 +65,5 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
     return RefinementState(
         torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
         torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
+        torch.ones(n), np.zeros(n, bool),
     )  # fmt: skip

@@ -34,7 +34,7 @@ class BootstrapSettings(Settings):
 
     images: int = Field(default=20_000, ge=100)
     """At most this many images, drawn at random, are used."""
-    steps: int = Field(default=240, ge=5)
+    steps: int = Field(default=160, ge=5)
     """At most so many mini-batches of each start; fewer where images know their poses earlier."""
     batch_size: int = Field(default=250, ge=10)
     """Images in a mini-batch."""
@@ -92,8 +92,8 @@ class SearchRound(Settings):
     """After which round."""
     doubt: float = Field(gt=0)
     """Standard deviations below a good fit from which a particle is searched again."""
-    finer: int = Field(default=1, ge=1)
-    """How many times more rotations than ``search_rotations``."""
+    finer: float = Field(default=1.0, gt=0.2, le=5)
+    """How many times closer views lie than the radius needs."""
     reach: float = Field(default=1.0, gt=0, le=1)
     """Share of the largest translation."""
     sharper: float = Field(default=1.0, gt=0)
@@ -105,8 +105,8 @@ class SearchRound(Settings):
 _SEARCHES = (
     SearchRound(round=1, doubt=1.5, reach=0.8),
     SearchRound(round=2, doubt=1.3, reach=0.8),
-    SearchRound(round=3, doubt=2.5, finer=4),
-    SearchRound(round=4, doubt=2.5, finer=4, reach=0.75, sharper=1.5),
+    SearchRound(round=3, doubt=2.5, finer=1.5),
+    SearchRound(round=4, doubt=2.5, finer=1.5, reach=0.75, sharper=1.5),
 )
 
 
@@ -117,22 +117,22 @@ class RefineSettings(Settings):
     """Refine the input's poses instead of finding new ones; there is no bootstrap then."""
     max_rounds: int = Field(default=8, ge=0)
     """At most this many rounds of map and poses; with 0 the first poses are final."""
-    first_search_rotations: int = Field(default=4608, ge=500)
-    """Points of the SO(3) grid when every particle is posed against the bootstrap's map."""
     first_search_radius: float = Field(default=10.0, ge=4)
     """Shells of that search: all that the half-maps have in common."""
     first_search_reach: float = Field(default=1.2, gt=0, le=3)
     """Largest translation when every particle is posed against the bootstrap's map, as a multiple of its own."""
     first_search_keep: int = Field(default=8, ge=1)
-    """Grid poses of each particle that are refined then."""
-    search_rotations: int = Field(default=18_432, ge=500)
-    """Points of the SO(3) grid when doubtful particles are searched again."""
+    """Views of each particle that are refined then."""
     search_radius: float = Field(default=12.0, ge=4)
-    """Shells of those searches."""
+    """Shells of the searches of doubtful particles, at least;"""
+    largest_search_radius: float = Field(default=18.0, ge=4)
+    """and at most, where the map tells poses only there."""
+    search_gain: float = Field(default=25.0, gt=0)
+    """Expected log-likelihood gain of a particle, nats, within the shells that tell its pose."""
     max_shift_box_lengths: float = Field(default=0.28, gt=0, lt=0.5)
     """Largest translation of those searches."""
     search_keep: int = Field(default=32, ge=1)
-    """Grid poses of each particle that are refined to the search radius; finer grids keep as many more."""
+    """Views of each particle that are refined to the search radius."""
     search_refined: int = Field(default=8, ge=1)
     """How many of those are refined to the full radius."""
     searches: tuple[SearchRound, ...] = _SEARCHES

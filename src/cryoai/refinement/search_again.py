@@ -1,0 +1,142 @@
+"""Which particles of a refinement are searched globally again, within how many shells, and how."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoai.particles.dataset import ParticleData
+from cryoai.particles.sampling import sample_rows
+from cryoai.refinement.confidence import doubtful_rows, fit_quality, measure_fit_scale, noise_quality
+from cryoai.refinement.global_search import GlobalSearch, search_globally
+from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
+from cryoai.refinement.poses import fit_gain, score_all
+from cryoai.refinement.state import RefinementState
+from cryoai.run.config import ReconstructConfig, SearchRound
+from cryoai.run.progress import Progress
+from cryoai.run.streams import stream_seed
+
+# Where images of nothing would fit so few standard deviations worse than right poses, a good fit does not tell.
+_TELLING = 4.0
+# Where they would fit so much worse, what fits like them is one of them.
+_PLAIN = 6.0
+# Particles that the radius is chosen on.
+_ASKED = 200
+# Translations of the search, by how far most particles lie from the centre; at least so many box lengths.
+_MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
+
+
+def search_again(
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    chosen: SearchRound,
+    radius: float,
+    config: ReconstructConfig,
+    progress: Progress,
+) -> tuple[RefinementState, int, int]:
+    """Search the particles whose poses may be wrong.
+
+    Parameters
+    ----------
+    data, state, references
+        The particles, their poses and whose map is whose.
+    chosen
+        After which round, and how widely.
+    radius
+        Shells that poses are refined against.
+    config, progress
+        Options, and whom to tell.
+
+    Returns
+    -------
+    tuple
+        The new state; how many were searched, and how many moved.
+    """
+    quality, expected = measure_quality(data, state, references, radius)
+    rows = _rows_to_search(state, quality, expected, chosen)
+    if len(rows) == 0:
+        return state, 0, 0
+    search = _make_search(data, state, references, chosen, radius, config)
+    name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
+    with progress.step(name, len(rows)) as done:
+        state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
+    return state, len(rows), int(moved.sum())
+
+
+def measure_quality(
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    radius: float,
+    on_chunk: OnChunk = lambda done: None,
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """How well each particle that takes part fits, and the gain that was to be expected."""
+    gain, expected = score_all(data, state, references, radius, on_chunk)
+    return fit_quality(gain[state.used], expected[state.used]), expected[state.used]
+
+
+def _rows_to_search(
+    state: RefinementState, quality: Float[Tensor, " m"], expected: Float[Tensor, " m"], chosen: SearchRound
+) -> Int[np.ndarray, " k"]:
+    """What fits badly, and, where a good fit does not tell, what no search has confirmed yet.
+
+    What looks like noise after a wide search is not searched again.
+    """
+    used = state.used
+    scale = measure_fit_scale(quality, expected)
+    noise = ((noise_quality(expected) - scale.centre) / scale.spread).numpy()
+    untold = (noise > -_TELLING) & ~state.is_confirmed[used]
+    rows = np.union1d(doubtful_rows(used, quality, chosen.doubt, scale), used[untold])
+    if chosen.round == 1:
+        return rows
+    like_noise = (quality < 0.5 * noise_quality(expected)).numpy() & (noise < -_PLAIN)
+    return np.setdiff1d(rows, used[like_noise])
+
+
+def _make_search(
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    chosen: SearchRound,
+    radius: float,
+    config: ReconstructConfig,
+) -> GlobalSearch:
+    """The grid and the funnel; ``radius``: shells that poses are refined against at last."""
+    settings = config.refine
+    coarse = int(min(chosen.sharper * _telling_radius(data, state, references, config), radius))
+    distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
+    usual = max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
+    return GlobalSearch(
+        coarse,
+        min(chosen.reach * settings.max_shift_box_lengths, usual),
+        data.support(config.particle_diameter),
+        settings.search_keep,
+        ((coarse, settings.search_refined), (radius, 1)),
+        chosen.finer,
+        stream_seed(config.seed, "search again", chosen.round),
+    )
+
+
+def _telling_radius(
+    data: ParticleData, state: RefinementState, references: References, config: ReconstructConfig
+) -> float:
+    """The fewest shells within which half of the particles are expected to gain what tells a pose."""
+    settings = config.refine
+    rows, shells = sample_rows(state.used, _ASKED), settings.search_radius
+    while shells < settings.largest_search_radius:
+        expected = torch.zeros(len(data))
+
+        def ask(portion: Portion, expected: Tensor = expected) -> None:
+            at = portion.rows
+            _, expected[at] = fit_gain(
+                portion.own_batch, portion.volume, state.noise_power, state.rotation[at], state.translation[at]
+            )
+
+        map_particles(data, references, ask, rows, shells)
+        if float(expected[rows].median()) >= settings.search_gain:
+            break
+        shells += 1
+    return shells
