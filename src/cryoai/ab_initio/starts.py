@@ -54,6 +54,11 @@ class AbInitioResult:
     patient: bool = False
 
     @property
+    def agrees_in_every_shell(self) -> bool:
+        """Whether another start found the best one's map to its last shell."""
+        return self.lowest_agreement >= _AGREEMENT_OF_SHELLS
+
+    @property
     def agreeing(self) -> int:
         """How many starts found the same map, the best one included."""
         return sum(a >= AGREEMENT_THRESHOLD for a in self.agreements)
@@ -67,8 +72,8 @@ class AbInitioResult:
 def find_start(data: ParticleData, run: Run) -> AbInitioResult:
     """Several bootstraps, each kept when it is done; the best of them, and whether they agree.
 
-    Starts end where images know their poses. Should they not agree in every shell then, they were wrong to know
-    them, and all are made again with all their steps.
+    Starts end where images know their poses, and there are no more of them once two agree in every shell. Should
+    they not have agreed by then, they were wrong to know them, and are made again with all their steps.
 
     Parameters
     ----------
@@ -78,37 +83,40 @@ def find_start(data: ParticleData, run: Run) -> AbInitioResult:
         Options, checkpoints and progress; warned where the starts found different maps.
     """
     images = choose_images(data, run.config.bootstrap, run.config.seed, run.config.particle_diameter)
-    starts = _make_starts(images, run, patient=False)
-    result = choose_best(starts)
-    if len(starts) > 1 and result.best.ended_early and result.lowest_agreement < _AGREEMENT_OF_SHELLS:
+    result = _start_until_two_agree(images, run, patient=False)
+    if len(result.agreements) > 1 and result.best.ended_early and not result.agrees_in_every_shell:
         run.progress.say("The starts differ in some shells: once more, with all their steps")
-        result = replace(choose_best(_make_starts(images, run, patient=True)), patient=True)
+        result = replace(_start_until_two_agree(images, run, patient=True), patient=True)
     if not result.has_converged:
         run.warn(
-            f"the {len(starts)} starts found different maps (mean FSC with the best one at most "
+            f"the {len(result.agreements)} starts found different maps (mean FSC with the best one at most "
             f"{max(a for a in result.agreements if a < 1):.2f}, {AGREEMENT_THRESHOLD} would be agreement); "
             "do not trust this map before more starts agree (the same command with a larger --seeds and --resume)"
         )
-    elif len(starts) > 1:
-        run.progress.say(f"{result.agreeing} of {len(starts)} starts agree")
+    elif len(result.agreements) > 1:
+        run.progress.say(f"{result.agreeing} of {len(result.agreements)} starts agree")
     return result
 
 
-def _make_starts(images: BootstrapImages, run: Run, patient: bool) -> list[BootstrapResult]:
-    """As many as the options ask for, each kept when it is done."""
+def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> AbInitioResult:
+    """At most as many starts as the options ask for, each kept when it is done."""
     config, steps = run.config, images.settings.steps
     inputs = {"bootstrap": images.settings, "diameter": config.particle_diameter, "seed": config.seed}
-    starts = []
+    starts, result = [], None
     for number in range(1, config.seeds + 1):
 
         def one_start(number: int = number) -> BootstrapResult:
             seed = stream_seed(config.seed, "bootstrap", number)
-            with run.progress.step(f"Bootstrap, start {number} of {config.seeds}", steps) as done:
+            with run.progress.step(f"Bootstrap, start {number} of at most {config.seeds}", steps) as done:
                 return run_start(images, seed, done, patient)
 
         name = step_of_start(number, patient)
         starts.append(run.checkpoint.step(name, BootstrapResult, inputs, one_start))
-    return starts
+        result = choose_best(starts)
+        if result.agrees_in_every_shell:
+            break
+    assert result is not None
+    return result
 
 
 def step_of_start(number: int, patient: bool) -> str:

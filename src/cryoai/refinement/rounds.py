@@ -44,7 +44,7 @@ _MATES_SETTLED = 0.005
 _MOVED_RADIANS = 0.2
 _FIRST_POSSIBLE_END = 4
 # Converged: the median pose moves by less than this share of its standard deviation, or this angle.
-_SETTLED_SHARE, _SETTLED_RADIANS = 0.15, 5e-4
+_SETTLED_SHARE, _SETTLED_RADIANS = 0.3, 5e-4
 # Not converged: the half-maps agree to so many more shells than before, or so large a share went to a mate.
 _STILL_BETTER_SHELLS, _STILL_MOVING = 0.2, 0.02
 

@@ -104,9 +104,9 @@ class SearchRound(Settings):
 # frequencies the CTF has weakened.
 _SEARCHES = (
     SearchRound(round=1, doubt=1.5, reach=0.8),
-    SearchRound(round=2, doubt=1.3, reach=0.8),
-    SearchRound(round=3, doubt=2.5, finer=1.5),
-    SearchRound(round=4, doubt=2.5, finer=1.5, reach=0.75, sharper=1.5),
+    SearchRound(round=2, doubt=2.0, reach=0.8),
+    SearchRound(round=3, doubt=2.5, finer=1.3),
+    SearchRound(round=4, doubt=2.5, finer=1.3, reach=0.75, sharper=1.4),
 )
 
 
@@ -123,7 +123,7 @@ class RefineSettings(Settings):
     """Largest translation when every particle is posed against the bootstrap's map, as a multiple of its own."""
     first_search_keep: int = Field(default=8, ge=1)
     """Views of each particle that are refined then."""
-    search_radius: float = Field(default=12.0, ge=4)
+    search_radius: float = Field(default=10.0, ge=4)
     """Shells of the searches of doubtful particles, at least;"""
     largest_search_radius: float = Field(default=18.0, ge=4)
     """and at most, where the map tells poses only there."""
@@ -165,7 +165,7 @@ class ReconstructConfig(Settings):
     no_ctf: bool = False
     """Take the images as not modulated by a CTF."""
     seeds: int = Field(default=3, ge=1, le=50)
-    """Independent starts of the bootstrap."""
+    """Independent starts of the bootstrap, at most: two that agree in every shell are enough."""
     seed: int = Field(default=0, ge=0, le=2**31)
     """Everything random follows from it."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
