@@ -19,18 +19,13 @@ from ladder_truth import fit_scale
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.geometry.so3_grid import so3_grid_spacing
 from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.poses.search import SearchGrid, make_search_grid, search_poses, translation_step
+from cryoai.poses.view_search import search_views
 from cryoai.run.config import RefineSettings
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 from cryoai.types import Pose
 
-Search = Callable[[ParticleBatch, FourierVolume, torch.Tensor, SearchGrid, int], PoseHypotheses]
-"""Images, map, noise power per shell, grid, hypotheses kept per image; the best first."""
-
-SEARCHES: dict[str, Search] = {
-    "product in float32": partial(search_poses, dtype=torch.float32),
-    "product in bfloat16": partial(search_poses, dtype=torch.bfloat16),
-}
 KEPT = 32
 # Particles that are searched at once, as map_particles hands them over, and images that come before the clock.
 _BATCH, _WARM_UP = 1000, 20
@@ -45,6 +40,39 @@ class SearchProblem:
     volume: FourierVolume
     noise_power: torch.Tensor
     grid: SearchGrid
+    radius: float
+    support: float
+
+
+Search = Callable[[SearchProblem, ParticleBatch, int], PoseHypotheses]
+"""The problem, some of its images, hypotheses kept per image; the best first."""
+
+
+def by_product(
+    problem: SearchProblem, batch: ParticleBatch, keep: int, dtype: torch.dtype = torch.float32
+) -> PoseHypotheses:
+    """Every rotation and shift of the grid as one matrix product."""
+    batch = batch.prefix(problem.radius)
+    return search_poses(batch, problem.volume, problem.noise_power, problem.grid, keep, dtype)
+
+
+def by_angular_modes(problem: SearchProblem, batch: ParticleBatch, keep: int) -> PoseHypotheses:
+    """As the refinement does: views on rings, as far apart as the radius asks for."""
+    reach = float(problem.grid.translation.norm(dim=1).max()) / batch.box_length
+    views = PosteriorSearch(
+        batch.disk.box_size, batch.pixel_size, int(problem.radius), problem.support, reach
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(0)
+    return search_views(views, batch, problem.volume, problem.noise_power, keep, generator)
+
+
+SEARCHES: dict[str, Search] = {
+    "product in float32": by_product,
+    "product in bfloat16": partial(by_product, dtype=torch.bfloat16),
+    "angular modes": by_angular_modes,
+}
+# What the product's grid is, as the refinement searched before it searched by angular modes.
+_ROTATIONS, _RADIUS = 18_432, 12.0
 
 
 def make_problem(
@@ -65,26 +93,26 @@ def make_problem(
     """
     settings, data = settings or RefineSettings(), test.data
     box_length = data.disk.box_size * data.pixel_size
-    radius = min(settings.search_radius, data.disk.box_size / 2 - 1)
+    radius = min(_RADIUS, data.disk.box_size // 2 - 1 - MASK_MARGIN)
     rows = np.arange(min(images, len(data)))
-    batch, pose = data.batch(rows, radius), test.pose(rows)
-    volume = volume_from_map(test.true_map, radius)
+    batch, pose = data.batch(rows, radius + MASK_MARGIN), test.pose(rows)
+    volume = volume_from_map(test.true_map, radius + MASK_MARGIN)
     volume = FourierVolume(volume.values * fit_scale(batch, volume, pose), volume.box_size, volume.padding)
     noise = torch.full((data.disk.shell_count,), 1 / (1 + 10 ** (snr_db / 10)))
     reach, step = settings.max_shift_box_lengths * box_length, translation_step(radius, box_length)
-    grid = make_search_grid(settings.search_rotations, reach, step, torch.Generator().manual_seed(0))
-    return SearchProblem(batch, pose, volume, noise, grid)
+    grid = make_search_grid(_ROTATIONS, reach, step, torch.Generator().manual_seed(0))
+    return SearchProblem(batch, pose, volume, noise, grid, radius, data.support())
 
 
 def time_searches(problem: SearchProblem, names: Iterable[str]) -> dict[str, dict[str, float]]:
     """Of each search: seconds per 1000 images, how often the true pose is kept, and how often it is the best."""
     figures: dict[str, dict[str, float]] = {}
     for name in names:
-        search = partial(SEARCHES[name], volume=problem.volume, noise_power=problem.noise_power, grid=problem.grid)
-        search(problem.batch[:_WARM_UP], keep=KEPT)
+        search = partial(SEARCHES[name], problem, keep=KEPT)
+        search(batch=problem.batch[:_WARM_UP])
         start = time.perf_counter()
         found = [
-            search(problem.batch[i : i + _BATCH], keep=KEPT) for i in range(0, len(problem.batch), _BATCH)
+            search(batch=problem.batch[i : i + _BATCH]) for i in range(0, len(problem.batch), _BATCH)
         ]  # fmt: skip
         seconds = time.perf_counter() - start
         true = torch.cat([
@@ -117,5 +145,5 @@ def spacing_of(translation: torch.Tensor) -> float:
 def describe_problem(problem: SearchProblem) -> dict[str, Any]:
     return {
         "images": len(problem.batch), "rotations": len(problem.grid.rotation),
-        "shifts": len(problem.grid.translation), "radius": float(problem.batch.disk.radius[-1]), "kept": KEPT,
+        "shifts": len(problem.grid.translation), "radius": problem.radius, "kept": KEPT,
     }  # fmt: skip

@@ -44,10 +44,17 @@ def test_every_search_finds_the_true_poses_of_easy_images(searches: ModuleType, 
     grid = searches.make_search_grid(4608, 20.0, 10.0)
     images = np.arange(30)
     problem = searches.SearchProblem(
-        scene.data.batch(images, 8.0), scene.true_pose[images], scene.volume, scene.noise_power, grid
+        scene.data.batch(images, 11.0),
+        scene.true_pose[images],
+        scene.volume,
+        scene.noise_power,
+        grid,
+        8.0,
+        scene.data.support(),
     )
     figures = searches.time_searches(problem, searches.SEARCHES)
     assert set(figures) == set(searches.SEARCHES)
     for found in figures.values():
         assert found["seconds_per_1000"] > 0
-        assert 0.8 <= found["best_is_true"] <= found["recall"] <= 1
+        assert 0.7 <= found["best_is_true"] <= found["recall"]
+        assert found["recall"] >= 0.9

@@ -13,7 +13,9 @@ from cryoai.geometry.fourier import resample
 from cryoai.metrics.alignment import align_maps, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.extent import support_of_map
 from cryoai.physics.slicing import FourierVolume, map_from_volume
+from cryoai.poses.view_search import search_views
 from cryoai.run.context import Run
 from cryoai.run.streams import stream_seed
 
@@ -24,6 +26,9 @@ AGREEMENT_THRESHOLD = 0.8
 # Starts that ended early must agree so well in every shell, or they are made again with all their steps. Right ones
 # do to 0.73, those of real apoferritin, whose outer shells were not right yet, to 0.57.
 _AGREEMENT_OF_SHELLS = 0.65
+
+# Translations are tried a little farther than those of most images, box lengths at least.
+_MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,10 +88,13 @@ def find_start(data: ParticleData, run: Run) -> AbInitioResult:
         Options, checkpoints and progress; warned where the starts found different maps.
     """
     images = choose_images(data, run.config.bootstrap, run.config.seed, run.config.particle_diameter)
-    result = _start_until_two_agree(images, run, patient=False)
+    starts = _start_until_two_agree(images, run, patient=False)
+    result = choose_best(starts)
     if len(result.agreements) > 1 and result.best.ended_early and not result.agrees_in_every_shell:
         run.progress.say("The starts differ in some shells: once more, with all their steps")
-        result = replace(_start_until_two_agree(images, run, patient=True), patient=True)
+        # By the first of them, so that more starts do not change those that there are.
+        images = _tighten(images, starts[0])
+        result = replace(choose_best(_start_until_two_agree(images, run, patient=True)), patient=True)
     if not result.has_converged:
         run.warn(
             f"the {len(result.agreements)} starts found different maps (mean FSC with the best one at most "
@@ -98,11 +106,14 @@ def find_start(data: ParticleData, run: Run) -> AbInitioResult:
     return result
 
 
-def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> AbInitioResult:
+def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> list[BootstrapResult]:
     """At most as many starts as the options ask for, each kept when it is done."""
     config, steps = run.config, images.settings.steps
-    inputs = {"bootstrap": images.settings, "diameter": config.particle_diameter, "seed": config.seed}
-    starts, result = [], None
+    inputs = {
+        "bootstrap": images.settings, "diameter": config.particle_diameter, "support": images.support,
+        "seed": config.seed,
+    }  # fmt: skip
+    starts: list[BootstrapResult] = []
     for number in range(1, config.seeds + 1):
 
         def one_start(number: int = number) -> BootstrapResult:
@@ -112,11 +123,22 @@ def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> 
 
         name = step_of_start(number, patient)
         starts.append(run.checkpoint.step(name, BootstrapResult, inputs, one_start))
-        result = choose_best(starts)
-        if result.agrees_in_every_shell:
+        if number > 1 and choose_best(starts).agrees_in_every_shell:
             break
-    assert result is not None
-    return result
+    return starts
+
+
+def _tighten(images: BootstrapImages, start: BootstrapResult) -> BootstrapImages:
+    """A smaller mask and shorter shifts, as a first map shows to suffice: neighbours have less to say then."""
+    density = map_from_volume(start.volume)
+    support = min(images.support, support_of_map(resample(density, 4 * (int(start.radius) + 1), 3)))
+    search = make_posterior_search(images, int(start.radius))
+    found = search_views(search, images.held_out, start.volume, start.noise_power, keep=1)
+    box_length = images.train.disk.box_size * images.train.pixel_size
+    farthest = float(found.translation[:, 0].norm(dim=1).quantile(_MOST_SHIFTS)) / box_length
+    reach = min(images.settings.max_shift_box_lengths, max(_LEAST_REACH, _MARGIN_OF_REACH * farthest))
+    settings = images.settings.model_copy(update={"max_shift_box_lengths": reach})
+    return replace(images, support=support, settings=settings)
 
 
 def step_of_start(number: int, patient: bool) -> str:

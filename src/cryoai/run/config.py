@@ -104,9 +104,9 @@ class SearchRound(Settings):
 # frequencies the CTF has weakened.
 _SEARCHES = (
     SearchRound(round=1, doubt=1.5, reach=0.8),
-    SearchRound(round=2, doubt=2.0, reach=0.8),
-    SearchRound(round=3, doubt=2.5, finer=1.3),
-    SearchRound(round=4, doubt=2.5, finer=1.3, reach=0.75, sharper=1.4),
+    SearchRound(round=2, doubt=2.0, reach=0.8, sharper=1.2),
+    SearchRound(round=3, doubt=2.5, finer=1.2, sharper=1.4),
+    SearchRound(round=4, doubt=2.5, finer=1.2, reach=0.75, sharper=1.6),
 )
 
 
