@@ -163,11 +163,11 @@ def judge_volume(volume: FourierVolume, images: BootstrapImages) -> float:
     Parameters
     ----------
     volume
-        On the images' scale, inside their settings' ``last_radius``.
+        On the images' scale, inside their settings' `judging_radius`.
     images
         Of which the held-out ones are read.
     """
-    search = make_posterior_search(images, int(images.settings.last_radius))
+    search = make_posterior_search(images, images.settings.judging_radius(images.support))
     return float(search(images.held_out, volume, images.noise_power).gain.mean())
 
 

@@ -91,7 +91,7 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ReconstructionResult
         state, rounds = first.state, ()
         if not run.config.known_poses:
             with run.timed("refinement"):
-                state, rounds = refine(data, state, run, first.saved_as)
+                state, rounds = refine(data, state, run, first.saved_as, first.shared_shells)
         result = _conclude(data, particles, output, run, first, state, rounds)
     finally:
         data.close()

@@ -36,6 +36,8 @@ SHELLS_OF_EVIDENCE = 2.0
 _FARTHEST = 0.45
 # Shells beyond the half-maps' agreement that poses are refined against.
 _RADIUS_MARGIN = 2
+# A pose that is known in some shells can be refined against this multiple of them.
+_LARGEST_STEP = 2.0
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
 # Mates need not be tried again once nearly every particle stays where it is.
@@ -109,7 +111,7 @@ def assign_all(
 
 
 def refine(
-    data: ParticleData, state: RefinementState, run: Run, after: str | None
+    data: ParticleData, state: RefinementState, run: Run, after: str | None, known_radius: float = 0.0
 ) -> tuple[RefinementState, tuple[RoundSummary, ...]]:
     """Rounds until nothing worth their time changes; each is kept when it is done.
 
@@ -121,20 +123,27 @@ def refine(
         Options, checkpoints and progress.
     after
         The checkpoint that the first poses are kept in; None where they are the input's.
+    known_radius
+        Shells that the first poses were found in; 0 if that is not known.
     """
     summaries: list[RoundSummary] = []
     config = run.config
     inputs = {
         "refine": config.refine.model_dump(exclude={"max_rounds"}), "seed": config.seed,
         "particle_diameter": config.particle_diameter, "least_radius": config.bootstrap.last_radius,
+        "known_radius": known_radius,
     }  # fmt: skip
     for number in range(1, config.refine.max_rounds + 1):
         previous = summaries[-1] if summaries else None
+        reached = previous.pose_radius if previous else known_radius
 
         def one_round(
-            state: RefinementState = state, number: int = number, previous: RoundSummary | None = previous
+            state: RefinementState = state,
+            number: int = number,
+            previous: RoundSummary | None = previous,
+            reached: float = reached,
         ) -> RoundResult:
-            return refinement_round(data, state, number, config, run.progress, previous)
+            return refinement_round(data, state, number, config, run.progress, previous, reached)
 
         name = f"round_{number:02d}"
         result = run.checkpoint.step(name, RoundResult, inputs, one_round, after)
@@ -154,8 +163,13 @@ def refinement_round(
     config: ReconstructConfig,
     progress: Progress,
     previous: RoundSummary | None,
+    reached: float = 0.0,
 ) -> RoundResult:
-    """Half-maps, noise and poses once around; low-confidence particles are searched again in early rounds."""
+    """Half-maps, noise and poses once around; doubtful particles are searched again in early rounds.
+
+    ``reached``: shells that the poses have been refined against; they are not taken to more than twice as many at
+    once, out of whose reach they may lie. 0 if that is not known.
+    """
     name = f"Refinement round {number}"
     used = state.used
     before = state.rotation[used]
@@ -165,6 +179,8 @@ def refinement_round(
     references = own_references(data, state, halves)
     fsc_radius = halves.fsc.crossing(0.143)
     radius = _pose_radius(fsc_radius, full, config)
+    if reached > 0:
+        radius = min(radius, _LARGEST_STEP * reached)
     state = update_noise(data, state, references, full)
     with progress.step(f"{name}: poses to shell {radius:.0f}", len(used)) as done:
         state = refine_locally(data, state, references, radius, on_chunk=done)

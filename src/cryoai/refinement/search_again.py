@@ -89,7 +89,10 @@ def _rows_to_search(
     scale = measure_fit_scale(quality, expected)
     noise = ((noise_quality(expected) - scale.centre) / scale.spread).numpy()
     untold = (noise > -_TELLING) & ~state.is_confirmed[used]
-    rows = np.union1d(doubtful_rows(used, quality, chosen.doubt, scale), used[untold])
+    doubtful = doubtful_rows(used, quality, chosen.doubt, scale)
+    if not chosen.again:
+        doubtful = doubtful[~state.is_confirmed[doubtful]]
+    rows = np.union1d(doubtful, used[untold])
     if chosen.round == 1:
         return rows
     like_noise = (quality < 0.5 * noise_quality(expected)).numpy() & (noise < -_PLAIN)

@@ -70,6 +70,10 @@ class BootstrapSettings(Settings):
         """At most so many steps at full size."""
         return max(1, round((1 - self.settle) * self.steps))
 
+    def judging_radius(self, support: float) -> int:
+        """Shells in which starts are judged: one more than a particle of some radius, box lengths, needs."""
+        return int(min(self.last_radius, self.scaled_to(self.last_radius, support) + 1))
+
     def settling_steps(self, climbed: int) -> int:
         """How many ever smaller steps follow so many at full size."""
         most = self.steps - self.climbing_steps
@@ -98,15 +102,17 @@ class SearchRound(Settings):
     """Share of the largest translation."""
     sharper: float = Field(default=1.0, gt=0)
     """Multiple of the search radius."""
+    again: bool = True
+    """Also those whose poses the last search has confirmed."""
 
 
 # Wide searches of the many come first; the last one, deep and at higher resolution, finds those whose low
 # frequencies the CTF has weakened.
 _SEARCHES = (
     SearchRound(round=1, doubt=1.5, reach=0.8),
-    SearchRound(round=2, doubt=2.0, reach=0.8, sharper=1.2),
-    SearchRound(round=3, doubt=2.5, finer=1.2, sharper=1.4),
-    SearchRound(round=4, doubt=2.5, finer=1.2, reach=0.75, sharper=1.6),
+    SearchRound(round=2, doubt=2.0, reach=0.8, sharper=1.2, again=False),
+    SearchRound(round=3, doubt=2.5, finer=1.2, sharper=1.5),
+    SearchRound(round=4, doubt=2.5, finer=1.2, sharper=1.5, again=False),
 )
 
 
@@ -121,7 +127,7 @@ class RefineSettings(Settings):
     """Shells of that search: all that the half-maps have in common."""
     first_search_reach: float = Field(default=1.2, gt=0, le=3)
     """Largest translation when every particle is posed against the bootstrap's map, as a multiple of its own."""
-    first_search_keep: int = Field(default=8, ge=1)
+    first_search_keep: int = Field(default=6, ge=1)
     """Views of each particle that are refined then."""
     search_radius: float = Field(default=10.0, ge=4)
     """Shells of the searches of doubtful particles, at least;"""
