@@ -14,7 +14,7 @@ from cryoai.refinement.confidence import CONFIDENT
 
 GOOD = Evidence(
     poses="bootstrap", particles=10_000, box_size=64, voxel_size=5.0, starts=3, starts_agreeing=3,
-    best_agreement=0.97, held_out_likelihood=30.0, start_likelihoods=(30.0, 29.0, 28.0),
+    best_agreement=0.97, lowest_agreement=0.9, held_out_likelihood=30.0, start_likelihoods=(30.0, 29.0, 28.0),
     start_agreements=(1.0, 0.97, 0.95), fsc_shells=31.0, resolution_angstrom=10.3, shared_shells=10.0,
     own_shells=21.0, halves_kept_apart=True, views_filled_share=1.0, views_scf=0.98, views_evenness=0.97,
     views_emptiest_cone_deg=3.0, views_emptiest_axis=(0.6, 0.0, 0.8), views_expected_cone_deg=3.0,
@@ -48,6 +48,9 @@ def test_a_map_that_everything_speaks_for_is_found_and_says_why() -> None:
         (DISAGREE, "uncertain", "different maps", "--seeds 6"),
         (DISAGREE | {"fsc_shells": 12.5, "own_shells": 2.5}, "not found", "at most 0.42", "--seeds 6"),
         ({"starts_agreeing": 2}, "found", "2 of 3 starts", None),
+        ({"lowest_agreement": 0.4}, "found", "all 3 starts", None),
+        ({"lowest_agreement": 0.4, "fsc_shells": 14.5, "own_shells": 4.5}, "uncertain", "not in every shell",
+         "--seeds 6"),
         ({"starts": 1, "starts_agreeing": 1, "best_agreement": math.nan}, "uncertain", "single start", "--seeds 3"),
         ({"poses": "scratch", "starts": 1, "starts_agreeing": 1}, "uncertain", "trained once", "another --seed"),
         ({"held_out_likelihood": 0.0}, "not found", "no better than no map", "more particles"),

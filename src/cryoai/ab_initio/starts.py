@@ -23,9 +23,9 @@ from cryoai.run.streams import stream_seed
 # runs that end right agreed to 0.98 or better, wrong ones have agreed to 0.71 (docs/benchmarks.md, Noise).
 AGREEMENT_THRESHOLD = 0.8
 
-# Starts that ended early must agree so well in every shell, or they are made again with all their steps. Right ones
-# do to 0.73, those of real apoferritin, whose outer shells were not right yet, to 0.57.
-_AGREEMENT_OF_SHELLS = 0.65
+AGREEMENT_OF_SHELLS = 0.65
+"""Starts that ended early must agree so well in every shell, or they are made again with all their steps. Right
+ones do to 0.73, those of real apoferritin, whose outer shells were not right, to 0.57."""
 
 # Translations are tried a little farther than those of most images, box lengths at least.
 _MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
@@ -61,7 +61,7 @@ class AbInitioResult:
     @property
     def agrees_in_every_shell(self) -> bool:
         """Whether another start found the best one's map to its last shell."""
-        return self.lowest_agreement >= _AGREEMENT_OF_SHELLS
+        return self.lowest_agreement >= AGREEMENT_OF_SHELLS
 
     @property
     def agreeing(self) -> int:

@@ -37,6 +37,8 @@ class Evidence:
         How many found the best one's map, itself included.
     best_agreement
         Highest mean FSC, after alignment, of any other start with the best.
+    lowest_agreement
+        Lowest FSC of any shell with the best start, of the start for which that is highest.
     held_out_likelihood
         The best start's log-likelihood gain per image that it has not seen, nats.
     start_likelihoods, start_agreements
@@ -78,6 +80,7 @@ class Evidence:
     starts: int
     starts_agreeing: int
     best_agreement: float
+    lowest_agreement: float
     held_out_likelihood: float
     start_likelihoods: tuple[float, ...]
     start_agreements: tuple[float, ...]
@@ -160,13 +163,15 @@ def _beginnings(result: ReconstructionResult) -> dict[str, Any]:
         given = result.config.has_poses
         return {
             "poses": "given" if given else "scratch", "starts": 0 if given else 1,
-            "starts_agreeing": 0 if given else 1, "best_agreement": math.nan, "held_out_likelihood": math.nan,
-            "start_likelihoods": (), "start_agreements": (),
+            "starts_agreeing": 0 if given else 1, "best_agreement": math.nan, "lowest_agreement": math.nan,
+            "held_out_likelihood": math.nan, "start_likelihoods": (), "start_agreements": (),
         }  # fmt: skip
     others = [a for i, a in enumerate(ab_initio.agreements, 1) if i != ab_initio.best_number]
     return {
         "poses": "bootstrap", "starts": len(ab_initio.agreements), "starts_agreeing": ab_initio.agreeing,
-        "best_agreement": max(others, default=math.nan), "held_out_likelihood": max(ab_initio.likelihoods),
+        "best_agreement": max(others, default=math.nan),
+        "lowest_agreement": ab_initio.lowest_agreement if others else math.nan,
+        "held_out_likelihood": max(ab_initio.likelihoods),
         "start_likelihoods": ab_initio.likelihoods, "start_agreements": ab_initio.agreements,
     }  # fmt: skip
 
