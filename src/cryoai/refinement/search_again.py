@@ -22,10 +22,14 @@ from cryoai.run.streams import stream_seed
 _TELLING = 4.0
 # Where they would fit so much worse, what fits like them is one of them.
 _PLAIN = 6.0
+# Shells of the sharpest search: the cost grows with the fifth power.
+_SHARPEST = 20
 # Particles that the radius is chosen on.
 _ASKED = 200
 # Translations of the search, by how far most particles lie from the centre; at least so many box lengths.
 _MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
+# Share of the particles up to which they count as few.
+_FEW = 0.05
 
 
 def search_again(
@@ -59,7 +63,7 @@ def search_again(
     rows = _rows_to_search(state, quality, expected, chosen)
     if len(rows) == 0:
         return state, 0, 0
-    search = _make_search(data, state, references, chosen, radius, config)
+    search = _make_search(data, state, references, chosen, radius, config, len(rows))
     name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
     with progress.step(name, len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
@@ -106,17 +110,25 @@ def _make_search(
     chosen: SearchRound,
     radius: float,
     config: ReconstructConfig,
+    count: int,
 ) -> GlobalSearch:
-    """The grid and the funnel; ``radius``: shells that poses are refined against at last."""
+    """The grid and the funnel; ``radius``: shells that poses are refined against at last.
+
+    Where ``count`` particles are many, translations reach as far as those of most; a few that are left over may be
+    the ones that lie farther out.
+    """
     settings = config.refine
-    coarse = int(min(chosen.sharper * _telling_radius(data, state, references, config), radius))
+    telling = _telling_radius(data, state, references, config)
+    coarse = int(min(chosen.sharper * telling, _SHARPEST, radius))
     distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
     usual = max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
+    far = chosen.reach * settings.max_shift_box_lengths
     return GlobalSearch(
         coarse,
-        min(chosen.reach * settings.max_shift_box_lengths, usual),
+        far if count < _FEW * len(state.used) else min(far, usual),
         data.support(config.particle_diameter),
-        settings.search_keep,
+        # Of closer views more are copies of each other: as many more must be kept to keep the same variety.
+        round(settings.search_keep * chosen.finer**2),
         ((coarse, settings.search_refined), (radius, 1)),
         chosen.finer,
         stream_seed(config.seed, "search again", chosen.round),

@@ -131,8 +131,8 @@ class RefineSettings(Settings):
     """Views of each particle that are refined then."""
     search_radius: float = Field(default=10.0, ge=4)
     """Shells of the searches of doubtful particles, at least;"""
-    largest_search_radius: float = Field(default=18.0, ge=4)
-    """and at most, where the map tells poses only there."""
+    largest_search_radius: float = Field(default=14.0, ge=4)
+    """and at most, where the map tells poses only there; sharper searches go further."""
     search_gain: float = Field(default=25.0, gt=0)
     """Expected log-likelihood gain of a particle, nats, within the shells that tell its pose."""
     max_shift_box_lengths: float = Field(default=0.28, gt=0, lt=0.5)
