@@ -28,8 +28,8 @@ _SHARPEST = 20
 _ASKED = 200
 # Translations of the search, by how far most particles lie from the centre; at least so many box lengths.
 _MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
-# Share of the particles up to which they count as few.
-_FEW = 0.05
+# Shares of the particles up to which they count as few, and as left over by bad luck.
+_FEW, _BAD_LUCK = 0.05, 0.02
 
 
 def search_again(
@@ -87,7 +87,7 @@ def _rows_to_search(
 ) -> Int[np.ndarray, " k"]:
     """What fits badly, and, where a good fit does not tell, what no search has confirmed yet.
 
-    What looks like noise after a wide search is not searched again.
+    What looks like noise after a wide search is not searched again, unless that is few enough to be bad luck.
     """
     used = state.used
     scale = measure_fit_scale(quality, expected)
@@ -100,7 +100,7 @@ def _rows_to_search(
     if chosen.round == 1:
         return rows
     like_noise = (quality < 0.5 * noise_quality(expected)).numpy() & (noise < -_PLAIN)
-    return np.setdiff1d(rows, used[like_noise])
+    return rows if like_noise.sum() < _BAD_LUCK * len(used) else np.setdiff1d(rows, used[like_noise])
 
 
 def _make_search(
