@@ -20,7 +20,7 @@ Call = Literal["found", "uncertain", "not found"]
 _CLEAR_SHELLS_OF_EVIDENCE = 3.0
 # Real ferritin reached 4.4 of them with starts that agreed in the mean only, and a map that was right in 7 shells.
 _PLENTY_OF_EVIDENCE = 6.0
-# SCF* is above 0.9 for evenly seen sets, 0.81 for side views alone, and 0.5 for real ferritin.
+# SCF* is above 0.9 for evenly seen sets and real ferritin, 0.81 for side views alone, 0.7 for 220 real tilts.
 _UNEVEN_SCF = 0.2
 # The gain is 1.0 of the expected one in right maps, -1 where the other half's map has nothing in common with the
 # images. Filtered maps of pure noise have little to contradict: they were seen at 1.2.
