@@ -27,10 +27,10 @@ def make_density(box: int) -> torch.Tensor:
 
 
 def make_batch(
-    box: int, count: int, noise: float, seed: int = 0
+    box: int, count: int, noise: float, seed: int = 0, reach: float = 9.0
 ) -> tuple[ParticleBatch, torch.Tensor, torch.Tensor]:
-    """Images of the balls within 9 shells, with a CTF of rings, their rotations and their translations."""
-    disk = make_fourier_disk(box, 9.0)
+    """Images of the balls within ``reach`` shells, with a CTF of rings, their rotations and their translations."""
+    disk = make_fourier_disk(box, reach)
     volume = volume_from_map(make_density(box))
     rotation = random_rotations(count, generator(seed))
     translation = 0.03 * box * PIXEL_SIZE * torch.randn(count, 2, generator=generator(seed + 1))

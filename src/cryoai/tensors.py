@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -86,6 +87,15 @@ class PoseHypotheses:
     def __getitem__(self, rows: Any) -> PoseHypotheses:
         """Those of some of the particles."""
         return PoseHypotheses(self.rotation[rows], self.translation[rows], self.log_weight[rows])
+
+    @staticmethod
+    def concatenate(parts: Sequence[PoseHypotheses]) -> PoseHypotheses:
+        """Those of the particles of all parts, one part after the other; of equal numbers each."""
+        return PoseHypotheses(
+            torch.cat([part.rotation for part in parts]),
+            torch.cat([part.translation for part in parts]),
+            torch.cat([part.log_weight for part in parts]),
+        )
 
     def joined(self, other: PoseHypotheses) -> PoseHypotheses:
         """These of each particle, then the other ones of the same particle."""

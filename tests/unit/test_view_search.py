@@ -8,6 +8,7 @@ from cryoai.geometry.rotations import rotation_angle
 from cryoai.physics.slicing import volume_from_map
 from cryoai.poses.local import score_hypotheses
 from cryoai.poses.posterior import PosteriorSearch
+from cryoai.poses.pruned_search import PrunedSearch
 from cryoai.poses.view_search import search_views
 
 
@@ -56,3 +57,25 @@ def test_it_finds_the_poses_of_images(box: int) -> None:
     assert (near.values < 0.3).float().mean() > 0.75
     moved = found.translation[torch.arange(40), near.indices] - translation
     assert moved.norm(dim=1).median() < 0.06 * box * PIXEL_SIZE
+
+
+@pytest.mark.parametrize("noise_power", [0.05, 1.0])
+@pytest.mark.parametrize("box", [36, 37])
+def test_two_steps_find_what_one_finds(box: int, noise_power: float) -> None:
+    shells = 11
+    batch, _, _ = make_batch(box, 60, noise=noise_power, reach=14.0)
+    volume, noise = volume_from_map(make_density(box)), torch.full((20,), noise_power)
+    one = search_views(PosteriorSearch(box, PIXEL_SIZE, shells, 0.3, 0.1), batch, volume, noise, 8, generator(2))
+    two = PrunedSearch(box, PIXEL_SIZE, shells, 0.3, 0.1)(batch, volume, noise, 8, generator(2))
+    same = torch.isclose(two.log_weight[:, 0], one.log_weight[:, 0], rtol=1e-4)
+    assert same.float().mean() > 0.9
+    # What it has not looked at is never better.
+    assert (two.log_weight <= one.log_weight * (1 + 1e-4)).all()
+
+
+def test_few_shells_are_searched_in_one_step() -> None:
+    batch, _, _ = make_batch(24, 5, noise=30.0)
+    volume, noise = volume_from_map(make_density(24)), torch.full((20,), 30.0)
+    one = search_views(PosteriorSearch(24, PIXEL_SIZE, SHELLS, 0.3, 0.1), batch, volume, noise, 20)
+    two = PrunedSearch(24, PIXEL_SIZE, SHELLS, 0.3, 0.1)(batch, volume, noise, 20)
+    torch.testing.assert_close(two.log_weight, one.log_weight)

@@ -272,25 +272,43 @@ def _keep_best(score, shift, best, best_shift, best_angle):
 
 @numba.njit(**_JIT)
 @no_type_check
-def best_views_kernel(images, slices, power, first_term, cosine, sine, best, best_shift, best_angle, start, stop):
-    """The best shift and in-plane angle of every direction and of its mirror image.
+def best_views_kernel(
+    images,
+    slices,
+    power,
+    first_term,
+    cosine,
+    sine,
+    begin,
+    end,
+    block,
+    shift,
+    best,
+    best_shift,
+    best_angle,
+    start,
+    stop,
+):
+    """The best shift and in-plane angle of every direction and of its mirror image, where they are asked for.
 
-    ``images``, ``slices``, ``power`` as in `posterior_kernel`; ``best``, ``best_shift``, ``best_angle`` (batch,
-    blocks, 2, LANES), float32, are written: the score and the indices of shift and angle.
+    ``images``, ``slices``, ``power`` as in `posterior_kernel`. Image i is compared with the blocks of directions
+    ``block[begin[i]:end[i]]``, each moved by the ``shift`` of the same place. ``best``, ``best_shift``,
+    ``best_angle`` (batch, blocks, 2, LANES), float32, are written: the score and the indices of shift and angle;
+    the score is -1e30 where nothing was asked.
     """
-    shifts, blocks, angles = images.shape[1], slices.shape[0], 4 * cosine.shape[1]
+    angles = 4 * cosine.shape[1]
     sums, parts = np.empty(4 * LANES, np.float32), np.empty(8 * LANES, np.float32)
     product = np.empty((first_term.shape[0] - 1, 4 * LANES), np.float32)
     score, lane = np.empty((2, angles, LANES), np.float32), np.empty(LANES, np.float32)
     for i in range(start, stop):
-        for b in range(blocks):
-            best[i, b] = np.float32(-1e30)
-            for t in range(shifts):
-                _multiply(images[i, t], slices[b], first_term, sums, product)
-                _transform(product, power[i, b], cosine, sine, parts, score, lane)
-                improves = False
-                for d in range(LANES):
-                    low = best[i, b, 0, d] if best[i, b, 0, d] < best[i, b, 1, d] else best[i, b, 1, d]
-                    improves = improves or lane[d] > low
-                if improves:
-                    _keep_best(score, np.float32(t), best[i, b], best_shift[i, b], best_angle[i, b])
+        best[i] = np.float32(-1e30)
+        for n in range(begin[i], end[i]):
+            b, t = block[n], shift[n]
+            _multiply(images[i, t], slices[b], first_term, sums, product)
+            _transform(product, power[i, b], cosine, sine, parts, score, lane)
+            improves = False
+            for d in range(LANES):
+                low = best[i, b, 0, d] if best[i, b, 0, d] < best[i, b, 1, d] else best[i, b, 1, d]
+                improves = improves or lane[d] > low
+            if improves:
+                _keep_best(score, np.float32(t), best[i, b], best_shift[i, b], best_angle[i, b])

@@ -97,12 +97,11 @@ class PolarGrid:
         self, rings: Float[Tensor, "*batch shells angles"], of_images: bool
     ) -> Complex[Tensor, "*batch terms"]:
         """Angular Fourier coefficients of rings, unnormalised, in the order of `term`; 0 where that is padding."""
-        modes = torch.fft.rfft(rings, dim=-1)[..., : self.modes]
-        if of_images:
-            phase = -torch.arange(self.modes, device=rings.device) * (math.pi / self.angles)
-            modes = modes * torch.polar(torch.ones_like(phase), phase)
-        modes = torch.cat((torch.zeros_like(modes[..., :1, :]), modes), -2)
-        return modes[..., self.term[:, 1], self.term[:, 0]]
+        modes = torch.fft.rfft(rings, dim=-1)
+        mode, shell = self.term.T
+        terms = modes.flatten(-2).index_select(-1, (shell - 1).clamp(min=0) * modes.shape[-1] + mode)
+        phase = -mode * (math.pi / self.angles) if of_images else torch.zeros(len(mode))
+        return terms * torch.polar((shell > 0).float(), phase)
 
     def correlation_weight(self) -> Float[Tensor, " terms"]:
         """What each term counts for in a correlation: ``Σ_l g_l h_l = Σ_terms weight Re(G conj(H))``."""
@@ -134,6 +133,20 @@ def spread_directions(count: int) -> Float[Tensor, "count 3"]:
     longitude = math.pi * (1 + math.sqrt(5)) * index
     r = (1 - z * z).sqrt()
     return torch.stack((r * longitude.cos(), r * longitude.sin(), z), -1).float()
+
+
+def order_in_patches(direction: Float[Tensor, "n 3"], size: int) -> Float[Tensor, "n 3"]:
+    """The same directions, each run of ``size`` of them close together; n is a multiple of ``size``.
+
+    They are halved again and again across the axis along which they lie farthest apart.
+    """
+    patches = len(direction) // size
+    if patches <= 1:
+        return direction
+    axis = (direction.amax(0) - direction.amin(0)).argmax()
+    ordered = direction[direction[:, axis].argsort(stable=True)]
+    half = patches // 2 * size
+    return torch.cat((order_in_patches(ordered[:half], size), order_in_patches(ordered[half:], size)))
 
 
 def rotations_to(direction: Float[Tensor, "n 3"]) -> Float[Tensor, "n 3 3"]:

@@ -30,7 +30,7 @@ from cryoai.physics.kernels import run_in_threads
 from cryoai.physics.polar_kernels import LANES, posterior_kernel
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
-from cryoai.poses.polar_grid import PolarGrid, make_polar_grid, rotations_to, spread_directions
+from cryoai.poses.polar_grid import PolarGrid, make_polar_grid, order_in_patches, rotations_to, spread_directions
 from cryoai.poses.search import make_translation_grid
 from cryoai.tensors import ParticleBatch
 
@@ -121,6 +121,11 @@ class PosteriorSearch:
         """How many poses every image is compared with."""
         return len(self.shifts) * self.blocks * LANES * 2 * self.grid.angles
 
+    @cached_property
+    def directions(self) -> Float[Tensor, "directions 3"]:
+        """Over a half sphere, those of a block close together, before they are turned."""
+        return order_in_patches(spread_directions(self.blocks * LANES), LANES)
+
     def __call__(
         self,
         batch: ParticleBatch,
@@ -174,8 +179,12 @@ class PosteriorSearch:
         image = batch.images * batch.ctf
         rings = torch.view_as_complex((torch.cat((image.real, image.imag), 1) @ matrix).unflatten(1, (-1, 2)))
         scale = self.grid.area / noise_power[1 : self.grid.shells + 1]
-        rings = rings * scale.repeat_interleave(self.grid.angles // 2)
-        return self.grid.to_rings(rings[:, None] * self._ramps)
+        rings = (rings * scale.repeat_interleave(self.grid.angles // 2))[:, None]
+        # Re + Im of the product of each sample and its ramp, and Re - Im, which its conjugate has.
+        total, difference = self._ramps.real + self._ramps.imag, self._ramps.real - self._ramps.imag
+        near = torch.addcmul(rings.real * total, rings.imag, difference)
+        far = torch.addcmul(rings.real * difference, rings.imag, total, value=-1)
+        return torch.cat([half.unflatten(-1, (self.grid.shells, -1)) for half in (near, far)], -1)
 
     def cosines(self) -> tuple[Float[Tensor, "modes quarter"], Float[Tensor, "modes quarter"]]:
         """Of mode times in-plane angle, over the first quarter of the angles."""
@@ -187,8 +196,8 @@ class PosteriorSearch:
         return torch.polar(torch.ones_like(self._phase), self._phase)
 
     def rotations(self, generator: torch.Generator | None) -> Float[Tensor, "directions 3 3"]:
-        """To every direction; turned at random where a generator is given."""
-        rotation = rotations_to(spread_directions(self.blocks * LANES))
+        """To every direction, those of a block close together; turned at random where a generator is given."""
+        rotation = rotations_to(self.directions)
         return rotation if generator is None else random_rotations(1, generator) @ rotation
 
     def _insert(self, total: Tensor, weight: Tensor, rotation: Tensor, noise_power: Tensor) -> VolumeAccumulator:
@@ -240,7 +249,7 @@ class Comparison:
         """Moved rings, their weighted spectra, CTF² per shell, and ⟨CTF², |slice|²⟩ of every direction."""
         grid = self.search.grid
         rings = self.search.moved_rings(batch, self.noise_power)
-        spectrum = grid.spectrum(rings, of_images=True) * (2 * grid.correlation_weight())
+        spectrum = grid.spectrum(rings, of_images=True).mul_(2 * grid.correlation_weight())
         ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
         power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T
         return rings, spectrum, ctf_power, power

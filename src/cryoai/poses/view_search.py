@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.physics.kernels import run_in_threads
@@ -13,9 +15,54 @@ from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.posterior import Comparison, PosteriorSearch
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
-# Images whose moved rings are held at once.
-_CHUNK = 64
+CHUNK = 64
+"""Images whose moved rings are held at once."""
+NOT_ASKED = -1e30
+"""Score of a direction that was left out."""
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
+
+
+@dataclass(frozen=True, eq=False)
+class Asked:
+    """What each image of a batch is compared with: blocks of directions, each moved by a shift.
+
+    Attributes
+    ----------
+    begin, end
+        (batch,) where the image's own lie in the following.
+    block, shift
+        (asked,) of each comparison.
+    """
+
+    begin: Int[np.ndarray, " batch"]
+    end: Int[np.ndarray, " batch"]
+    block: Int[np.ndarray, " asked"]
+    shift: Int[np.ndarray, " asked"]
+
+    @classmethod
+    def everything(cls, search: PosteriorSearch, batch: int) -> Asked:
+        """Every block at every shift, for each of so many images."""
+        blocks, shifts = search.blocks, len(search.shifts)
+        block = np.arange(blocks, dtype=np.int32).repeat(shifts)
+        shift = np.tile(np.arange(shifts, dtype=np.int32), blocks)
+        return cls(np.zeros(batch, np.int64), np.full(batch, blocks * shifts), block, shift)
+
+
+@dataclass(frozen=True, eq=False)
+class Views:
+    """Each image's best pose in every direction and its mirror image, in blocks: LANES of one, LANES of the other.
+
+    Attributes
+    ----------
+    score
+        Log-likelihood gain, nats; `NOT_ASKED` where a direction was left out.
+    shift, angle
+        Indices into the grid.
+    """
+
+    score: Float[Tensor, "batch views"]
+    shift: Float[Tensor, "batch views"]
+    angle: Float[Tensor, "batch views"]
 
 
 @torch.no_grad()
@@ -54,12 +101,24 @@ def search_views(
     """
     rotation = search.rotations(generator)
     comparison = Comparison(search, volume, noise_power, rotation)
-    find = _find_by_reference if reference else _find_by_kernel
-    parts = [find(comparison, search.within_reach(batch[i : i + _CHUNK])) for i in range(0, len(batch), _CHUNK)]
-    score, shift, angle = (torch.cat(part) for part in zip(*parts, strict=True))
-    best = score.topk(min(keep, score.shape[1]), dim=1)
-    shift, angle = shift.gather(1, best.indices), angle.gather(1, best.indices)
-    # Blocks of directions, each followed by the mirror images of the same.
+    parts = []
+    for start in range(0, len(batch), CHUNK):
+        images = search.within_reach(batch[start : start + CHUNK])
+        views = (
+            _find_by_reference(comparison, images)
+            if reference
+            else find_views(comparison, images, Asked.everything(search, len(images)))
+        )
+        parts.append(best_poses(search, rotation, views, keep))
+    return PoseHypotheses.concatenate(parts)
+
+
+def best_poses(
+    search: PosteriorSearch, rotation: Float[Tensor, "directions 3 3"], views: Views, keep: int
+) -> PoseHypotheses:
+    """The best of each image's views as poses; ``rotation`` to the grid's directions."""
+    best = views.score.topk(min(keep, views.score.shape[1]), dim=1)
+    shift, angle = views.shift.gather(1, best.indices), views.angle.gather(1, best.indices)
     block, side, lane = torch.unravel_index(best.indices, (search.blocks, 2, LANES))
     found = rotation[block * LANES + lane]
     found = torch.where((side == 1)[..., None, None], found @ _FLIP, found)
@@ -74,26 +133,24 @@ def _turn_back(angle: Tensor, angles: int) -> Float[Tensor, "*batch 3 3"]:
     return torch.stack(rows, -1).unflatten(-1, (3, 3))
 
 
-def _find_by_kernel(comparison: Comparison, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """Of every direction and side (batch, blocks · 2 · LANES): the best score, and its shift and angle."""
+def find_views(comparison: Comparison, batch: ParticleBatch, asked: Asked) -> Views:
+    """The best shift and in-plane angle of the directions that each image is asked for."""
     _, spectrum, _, power = comparison.prepare(batch)
     arguments = comparison.kernel_arguments(spectrum, power)
     shape = (len(batch), comparison.search.blocks, 2, LANES)
-    best, shift, angle = (np.zeros(shape, np.float32) for _ in range(3))
+    score, shift, angle = (np.zeros(shape, np.float32) for _ in range(3))
 
     def work(start: int, stop: int, thread: int) -> None:
-        best_views_kernel(*arguments, best, shift, angle, start, stop)
+        best_views_kernel(
+            *arguments, asked.begin, asked.end, asked.block, asked.shift, score, shift, angle, start, stop
+        )
 
     run_in_threads(work, len(batch), max(1, torch.get_num_threads()))
-    return (
-        torch.from_numpy(best).flatten(1),
-        torch.from_numpy(shift).flatten(1),
-        torch.from_numpy(angle).flatten(1),
-    )
+    return Views(*(torch.from_numpy(part).flatten(1) for part in (score, shift, angle)))
 
 
-def _find_by_reference(comparison: Comparison, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor]:
-    """The same in plain torch, image by image."""
+def _find_by_reference(comparison: Comparison, batch: ParticleBatch) -> Views:
+    """The same of all directions in plain torch, image by image."""
     _, spectrum, _, power = comparison.prepare(batch)
     found = []
     for i in range(len(batch)):
@@ -103,5 +160,4 @@ def _find_by_reference(comparison: Comparison, batch: ParticleBatch) -> tuple[Te
         best = score.flatten(3).max(3)
         shift, angle = best.indices // angles, best.indices % angles
         found.append([part.flatten().float() for part in (best.values, shift, angle)])
-    score, shift, angle = (torch.stack(part) for part in zip(*found, strict=True))
-    return score, shift, angle
+    return Views(*(torch.stack(part) for part in zip(*found, strict=True)))

@@ -18,9 +18,9 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.kernels import runs_kernels
 from cryoai.physics.slicing import FourierVolume
 from cryoai.poses.local import refine_poses
-from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch, direction_spacing
+from cryoai.poses.posterior import MASK_MARGIN, direction_spacing
+from cryoai.poses.pruned_search import PrunedSearch
 from cryoai.poses.search import make_search_grid, search_poses, translation_step
-from cryoai.poses.view_search import search_views
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
@@ -73,7 +73,7 @@ class GlobalSearch:
             views = _make_views(
                 batch.disk.box_size, batch.pixel_size, self.radius, self.support, self.reach, self.finer
             )
-            return search_views(views, batch, volume, noise_power, self.keep, generator)
+            return views(batch, volume, noise_power, self.keep, generator)
         # As many rotations as directions this far apart call for.
         spacing = direction_spacing(self.radius, self.support, self.finer)
         reach, step = self.reach * batch.box_length, translation_step(self.radius, batch.box_length)
@@ -84,8 +84,8 @@ class GlobalSearch:
 @lru_cache(maxsize=4)
 def _make_views(
     box_size: int, pixel_size: float, radius: int, support: float, reach: float, finer: float
-) -> PosteriorSearch:
-    return PosteriorSearch(box_size, pixel_size, radius, support, reach, finer=finer)
+) -> PrunedSearch:
+    return PrunedSearch(box_size, pixel_size, radius, support, reach, finer)
 
 
 def search_globally(
