@@ -44,8 +44,8 @@ def test_a_map_that_everything_speaks_for_is_found_and_says_why() -> None:
     ("changes", "call", "reason", "advice"),
     [
         (NO_OWN, "not found", "hardly beyond 32 Å", "more particles"),
-        ({"view_share": 0.02}, "not found", "looks alike from all sides", "more particles"),
-        ({"view_share": 0.25}, "uncertain", "only 25 % of what the half-maps", "more particles"),
+        ({"view_share": 0.15}, "not found", "looks alike from all sides", "more particles"),
+        ({"view_share": 0.4}, "uncertain", "only 40 % of what the half-maps", "more particles"),
         ({"fsc_shells": 12.5, "own_shells": 2.5}, "uncertain", "may be chance", "--seeds 6"),
         ({"box_size": 24, "fsc_shells": 12.0, "own_shells": 2.0}, "uncertain", "box of 24 px", "--box-size"),
         (DISAGREE, "uncertain", "different maps", "--seeds 6"),

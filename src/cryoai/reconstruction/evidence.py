@@ -11,6 +11,7 @@ import numpy as np
 from cryoai.geometry.shells import radial_distance
 from cryoai.metrics.round_part import compute_fsc_of_views
 from cryoai.metrics.views import Axis
+from cryoai.refinement.rounds import SHELLS_OF_EVIDENCE
 
 if TYPE_CHECKING:
     from cryoai.reconstruction.result import ReconstructionResult
@@ -53,8 +54,8 @@ class Evidence:
     own_shells
         Shells of half-map agreement beyond those: the halves' own evidence.
     view_share
-        How much of that agreement tells views apart: mean FSC without what looks alike from all sides, by mean FSC.
-        NaN without such shells.
+        How much of that agreement, from two shells further on, tells views apart: mean FSC without what looks alike
+        from all sides, by mean FSC. NaN without such shells.
     halves_kept_apart
         Whether the halves were apart from then on. Not so where poses were not refined in halves, or are the
         input's without its half-sets.
@@ -193,7 +194,8 @@ def _were_kept_apart(result: ReconstructionResult) -> bool:
 def _measure_view_share(result: ReconstructionResult) -> float:
     """See `Evidence.view_share`; every coefficient counts alike."""
     whole, views = result.fsc.corrected, compute_fsc_of_views(*result.halves.unfiltered, result.halves.mask)
-    shells = views.shell[(views.shell > result.shared_shells) & (views.shell <= whole.crossing(0.143))]
+    first = result.shared_shells + (SHELLS_OF_EVIDENCE if result.shared_shells else 0)
+    shells = views.shell[(views.shell > first) & (views.shell <= whole.crossing(0.143))]
     if len(shells) == 0:
         return math.nan
     return float((shells**2 @ views.correlation[shells - 1]) / (shells**2 @ whole.correlation[shells - 1]))

@@ -33,8 +33,8 @@ _NONE_CONFIDENT, _FEW_CONFIDENT = 0.02, 0.3
 _NO_GAIN = 0.2
 # Right poses at -10 dB are known to 0.3 to 3 degrees; the bootstrap's grid has 15 degrees.
 _VAGUE_POSES_DEG, _UNKNOWN_POSES_DEG = 8.0, 20.0
-# Of what half-maps agree on by themselves, the share that tells views apart; see docs/benchmarks.md, hard sets.
-_ROUND, _NEARLY_ROUND = 0.15, 0.4
+# Of what half-maps agree on by themselves, the share that tells views apart: 1.00 of the 70S, 0.15 of a ball.
+_ROUND, _NEARLY_ROUND = 0.3, 0.5
 # A bootstrap takes mini-batches of 250 images; a half of 15 particles is a map of single images.
 _FEW_PARTICLES, _FEWEST_PARTICLES = 200, 30
 # Where nothing stands out from the noise the mask is a sphere as wide as the box.
