@@ -16,7 +16,8 @@ GOOD = Evidence(
     poses="bootstrap", particles=10_000, box_size=64, voxel_size=5.0, starts=3, starts_agreeing=3,
     best_agreement=0.97, lowest_agreement=0.9, held_out_likelihood=30.0, start_likelihoods=(30.0, 29.0, 28.0),
     start_agreements=(1.0, 0.97, 0.95), fsc_shells=31.0, resolution_angstrom=10.3, shared_shells=10.0,
-    own_shells=21.0, halves_kept_apart=True, views_filled_share=1.0, views_scf=0.98, views_evenness=0.97,
+    own_shells=21.0, view_share=0.95, halves_kept_apart=True,
+    views_filled_share=1.0, views_scf=0.98, views_evenness=0.97,
     views_emptiest_cone_deg=3.0, views_emptiest_axis=(0.6, 0.0, 0.8), views_expected_cone_deg=3.0,
     views_are_lacking=False, fraction_confident=0.99, fit_quality=0.0, fit_ratio=1.0, fit_expected=60.0,
     fit_noise_quality=-6.2, rotation_std_deg=0.3, translation_std_angstrom=0.5, mask_diameter_angstrom=200.0,
@@ -43,6 +44,8 @@ def test_a_map_that_everything_speaks_for_is_found_and_says_why() -> None:
     ("changes", "call", "reason", "advice"),
     [
         (NO_OWN, "not found", "hardly beyond 32 Å", "more particles"),
+        ({"view_share": 0.15}, "not found", "looks alike from all sides", "more particles"),
+        ({"view_share": 0.4}, "uncertain", "only 40 % of what the half-maps", "more particles"),
         ({"fsc_shells": 12.5, "own_shells": 2.5}, "uncertain", "may be chance", "--seeds 6"),
         ({"box_size": 24, "fsc_shells": 12.0, "own_shells": 2.0}, "uncertain", "box of 24 px", "--box-size"),
         (DISAGREE, "uncertain", "different maps", "--seeds 6"),

@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from cryoai.geometry.shells import radial_distance
+from cryoai.metrics.round_part import compute_fsc_of_views
 from cryoai.metrics.views import Axis
+from cryoai.refinement.rounds import SHELLS_OF_EVIDENCE
 
 if TYPE_CHECKING:
     from cryoai.reconstruction.result import ReconstructionResult
@@ -51,6 +53,9 @@ class Evidence:
         Shells within which both halves have been aligned to one map.
     own_shells
         Shells of half-map agreement beyond those: the halves' own evidence.
+    view_share
+        How much of that agreement, from two shells further on, tells views apart: mean FSC without what looks alike
+        from all sides, by mean FSC. NaN without such shells.
     halves_kept_apart
         Whether the halves were apart from then on. Not so where poses were not refined in halves, or are the
         input's without its half-sets.
@@ -88,6 +93,7 @@ class Evidence:
     resolution_angstrom: float
     shared_shells: float
     own_shells: float
+    view_share: float
     halves_kept_apart: bool
     views_filled_share: float
     views_scf: float
@@ -136,6 +142,7 @@ def gather_evidence(result: ReconstructionResult) -> Evidence:
         resolution_angstrom=result.resolution,
         shared_shells=result.shared_shells,
         own_shells=crossing - result.shared_shells,
+        view_share=_measure_view_share(result),
         halves_kept_apart=_were_kept_apart(result),
         views_filled_share=views.filled_share,
         views_scf=views.scf_star,
@@ -182,6 +189,16 @@ def _were_kept_apart(result: ReconstructionResult) -> bool:
         return bool(result.rounds)
     subset, used = result.particles.random_subset, result.state.used
     return subset is not None and bool((subset[used] - 1 == result.state.half[used]).all())
+
+
+def _measure_view_share(result: ReconstructionResult) -> float:
+    """See `Evidence.view_share`; every coefficient counts alike."""
+    whole, views = result.fsc.corrected, compute_fsc_of_views(*result.halves.unfiltered, result.halves.mask)
+    first = result.shared_shells + (SHELLS_OF_EVIDENCE if result.shared_shells else 0)
+    shells = views.shell[(views.shell > first) & (views.shell <= whole.crossing(0.143))]
+    if len(shells) == 0:
+        return math.nan
+    return float((shells**2 @ views.correlation[shells - 1]) / (shells**2 @ whole.correlation[shells - 1]))
 
 
 def _measure_mask(result: ReconstructionResult) -> tuple[float, float]:

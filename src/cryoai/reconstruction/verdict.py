@@ -33,6 +33,8 @@ _NONE_CONFIDENT, _FEW_CONFIDENT = 0.02, 0.3
 _NO_GAIN = 0.2
 # Right poses at -10 dB are known to 0.3 to 3 degrees; the bootstrap's grid has 15 degrees.
 _VAGUE_POSES_DEG, _UNKNOWN_POSES_DEG = 8.0, 20.0
+# Of what half-maps agree on by themselves, the share that tells views apart: 1.00 of the 70S, 0.15 of a ball.
+_ROUND, _NEARLY_ROUND = 0.3, 0.5
 # A bootstrap takes mini-batches of 250 images; a half of 15 particles is a map of single images.
 _FEW_PARTICLES, _FEWEST_PARTICLES = 200, 30
 # Where nothing stands out from the noise the mask is a sphere as wide as the box.
@@ -181,6 +183,18 @@ def _look_at_views(e: Evidence) -> _Finding:
     return _Finding(_Says.FOR, f"views fill {filled} % of Fourier space (SCF* {e.views_scf:.2f})")
 
 
+def _look_at_roundness(e: Evidence) -> _Finding | None:
+    if not e.halves_kept_apart or not e.view_share < _NEARLY_ROUND:
+        return None
+    if e.view_share < _ROUND:
+        reason = "views cannot be told apart: what the half-maps agree on looks alike from all sides"
+        return _Finding(_Says.AGAINST, reason, _more_signal(e))
+    reason = (
+        f"views can hardly be told apart: only {100 * e.view_share:.0f} % of what the half-maps agree on differ"
+    )
+    return _Finding(_Says.DOUBTFUL, reason, _more_signal(e))
+
+
 def _look_at_fits(e: Evidence) -> _Finding:
     gain = f"particles gain {100 * e.fit_ratio:.0f} % of what they should, in the other half's map (median)"
     if e.fit_ratio >= _POOR_FIT:
@@ -230,8 +244,8 @@ def _look_at_mask(e: Evidence) -> _Finding | None:
 
 # In the order in which they are told.
 _LOOKS: tuple[Callable[[Evidence], _Finding | None], ...] = (
-    _look_at_half_maps, _look_at_starts, _look_at_likelihood, _look_at_views, _look_at_fits, _look_at_confidence,
-    _look_at_poses, _look_at_particles, _look_at_mask,
+    _look_at_half_maps, _look_at_starts, _look_at_likelihood, _look_at_views, _look_at_roundness, _look_at_fits,
+    _look_at_confidence, _look_at_poses, _look_at_particles, _look_at_mask,
 )  # fmt: skip
 
 

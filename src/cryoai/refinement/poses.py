@@ -63,6 +63,8 @@ def insert_particles(
 ) -> tuple[VolumeAccumulator, VolumeAccumulator]:
     """What the particles of each half add up to at their current poses.
 
+    Each counts for what its pose is certain: where it may be elsewhere, its noise would be sharpened.
+
     Parameters
     ----------
     data, state
@@ -79,7 +81,7 @@ def insert_particles(
     def insert(portion: Portion) -> None:
         inserters[portion.map_index].add(
             portion.batch, state.rotation[portion.rows], state.translation[portion.rows], state.noise_power,
-            portion.image_of,
+            portion.image_of, state.certainty[portion.rows],
         )  # fmt: skip
 
     map_particles(data, References(state.half), insert, rows, radius, on_chunk)
