@@ -197,4 +197,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
         "verdict": result.get("verdict"), "reasons": result.get("verdict_reasons", []),
         "warnings": result.get("warnings", []), "half_map_angstrom": result["resolution_angstrom"],
         "fraction_confident": result.get("fraction_confident"), "parts": result["seconds"],
+        # What the verdict rests on: its thresholds can be set anew without another run.
+        "evidence": {
+            name.removeprefix("evidence_"): value for name, value in result.items() if name.startswith("evidence_")
+        },
     }  # fmt: skip

@@ -213,7 +213,7 @@ def _not_called_found(what: str, runs: list[Line]) -> Outcome:
         for run, verdict in zip(runs, verdicts, strict=True)
     )
     passed: bool | None = FOUND not in verdicts and not any("failed" in run for run in runs)
-    if passed and None in verdicts:
+    if passed and (not runs or None in verdicts):
         passed = None
     return Outcome(what, f"not called {FOUND}", measured or "none", passed)
 
