@@ -220,6 +220,7 @@ def test_a_good_run_says_that_the_molecule_was_found(
     result = reconstruct(simulated / "particles.star", tmp_path, config)
     verdict = result.verdict
     assert verdict.call == "found" and not verdict.advice
+    assert result.evidence.view_share > 0.8
     assert any("all 2 starts" in reason for reason in verdict.reasons)
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["verdict"] == "found" and record["verdict_reasons"] == list(verdict.reasons)

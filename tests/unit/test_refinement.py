@@ -15,7 +15,7 @@ from cryoai.physics.slicing import volume_from_map
 from cryoai.refinement.confidence import fit_quality, measure_fit_scale
 from cryoai.refinement.map_particles import Portion, References, map_particles
 from cryoai.refinement.mates import try_mates
-from cryoai.refinement.poses import reconstruct_halves, refine_locally, score_all, update_noise
+from cryoai.refinement.poses import insert_particles, reconstruct_halves, refine_locally, score_all, update_noise
 from cryoai.refinement.rounds import RoundSummary, is_settled
 from cryoai.refinement.state import start_refinement
 from cryoai.refinement.unseen import unseen_fit
@@ -26,6 +26,19 @@ def turned(rotation: torch.Tensor, degrees: float, seed: int = 0) -> torch.Tenso
         torch.randn(len(rotation), 3, generator=torch.Generator().manual_seed(seed)), dim=1
     )
     return rotation_from_vector(axis * np.radians(degrees)) @ rotation
+
+
+def test_a_particle_counts_for_what_its_pose_is_certain(scene: Scene) -> None:
+    certainty, half = torch.ones(PARTICLES), scene.state.half.copy()
+    certainty[::3], half[::3] = 0.0, -1
+    unsure = insert_particles(scene.data, replace(scene.state, certainty=certainty), 8.0)
+    without = insert_particles(scene.data, replace(scene.state, half=half), 8.0)
+    both = insert_particles(scene.data, replace(scene.state, certainty=torch.full((PARTICLES,), 0.5)), 8.0)
+    whole = insert_particles(scene.data, scene.state, 8.0)
+    for i in (0, 1):
+        torch.testing.assert_close(unsure[i].numerator, without[i].numerator, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(unsure[i].weight, without[i].weight, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(2 * both[i].numerator, whole[i].numerator, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("at_once", [7, 100, 10_000])

@@ -59,7 +59,10 @@ class PrunedSearch:
         keep: int,
         generator: torch.Generator | None = None,
     ) -> PoseHypotheses:
-        """The best poses of each image, one for each of its best viewing directions; as `search_views`."""
+        """The best poses of each image, one for each of its best viewing directions; as `search_views`.
+
+        Where fewer views than are kept lie near those of the first step, what fills up has a weight of -1e30.
+        """
         if self._coarse is None:
             return search_views(self._fine, batch, volume, noise_power, keep, generator)
         turn = torch.eye(3)[None] if generator is None else random_rotations(1, generator)

@@ -17,8 +17,6 @@ from cryoai.tensors import ParticleBatch, PoseHypotheses
 
 CHUNK = 64
 """Images whose moved rings are held at once."""
-NOT_ASKED = -1e30
-"""Score of a direction that was left out."""
 _FLIP = torch.diag(torch.tensor([1.0, -1.0, -1.0]))
 
 
@@ -55,7 +53,7 @@ class Views:
     Attributes
     ----------
     score
-        Log-likelihood gain, nats; `NOT_ASKED` where a direction was left out.
+        Log-likelihood gain, nats; -1e30 where a direction was left out.
     shift, angle
         Indices into the grid.
     """

@@ -189,9 +189,8 @@ def _look_at_roundness(e: Evidence) -> _Finding | None:
     if e.view_share < _ROUND:
         reason = "views cannot be told apart: what the half-maps agree on looks alike from all sides"
         return _Finding(_Says.AGAINST, reason, _more_signal(e))
-    reason = (
-        f"views can hardly be told apart: only {100 * e.view_share:.0f} % of what the half-maps agree on differ"
-    )
+    share = f"only {100 * e.view_share:.0f} % of what the half-maps agree on"
+    reason = f"views can hardly be told apart: {share} is not alike from all sides"
     return _Finding(_Says.DOUBTFUL, reason, _more_signal(e))
 
 
