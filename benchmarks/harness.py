@@ -40,6 +40,8 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 IMAGES = REPOSITORY / "docs" / "images"
 # Times mean little without it: bfloat16 products are 4 to 5 times faster than float32, where a processor has them.
 PROCESSOR = f"{llvmlite.binding.get_host_cpu_name()}, {str(product_dtype()).removeprefix('torch.')}"
+if torch.cuda.is_available():
+    PROCESSOR += f", {torch.cuda.get_device_name()}"
 # 1.3 times Nyquist, and a squared Frobenius distance of 9 degrees.
 CONVERGED_PX, CONVERGED_ROTATION = 2.6, 0.05
 # Of a box, what a molecule spans unless one says otherwise.
