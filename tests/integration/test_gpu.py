@@ -13,13 +13,15 @@ import torch
 
 from cryoai import (
     ReconstructConfig,
+    evaluate_reconstruction,
     infer,
     make_phantom,
+    read_map,
+    read_particles,
     reconstruct,
 )
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.geometry.rotations import random_rotations, rotation_angle, rotation_from_vector
-from cryoai.metrics.evaluation import Evaluation
 from cryoai.particles.simulate import draw_ctf
 from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images
@@ -222,11 +224,13 @@ def test_a_killed_training_goes_on(tiny: Path, tmp_path: Path, quick: Callable[.
     np.testing.assert_allclose(losses[1], losses[0], rtol=0.3)
 
 
-def test_the_molecule_is_found(
-    simulated: Path, tmp_path: Path, evaluate_on_simulated: Callable[[Path], Evaluation]
-) -> None:
+def test_the_molecule_is_found(simulated: Path, tmp_path: Path) -> None:
     result = reconstruct(simulated / "particles.star", tmp_path, ReconstructConfig(seeds=1, device="cuda"))
-    evaluation = evaluate_on_simulated(tmp_path)
+    found, true = (read_particles(folder / "particles.star") for folder in (tmp_path, simulated))
+    evaluation = evaluate_reconstruction(
+        estimated_map=read_map(tmp_path / "map.mrc"), true_map=read_map(simulated / "true_map.mrc"),
+        estimated_pose=found.pose, true_pose=true.pose,
+    )  # fmt: skip
     assert evaluation.fsc is not None and evaluation.poses is not None
     assert evaluation.fsc.resolution_px(0.5) < 2.2
     assert evaluation.poses.fraction_rotation_above_10deg < 0.03

@@ -87,6 +87,14 @@ def test_every_kind_of_evidence_is_heard(changes: dict, call: str, reason: str, 
     assert (verdict.confidence_factor < CONFIDENT) == (call == "not found")
 
 
+def test_no_pose_is_confident_where_starts_found_different_maps() -> None:
+    assert judge(replace(GOOD, **DISAGREE)).confidence_factor == CONFIDENT
+    # One start, or none, says nothing against the map.
+    for changes in ({"starts": 1, "starts_agreeing": 1}, GIVEN | {"halves_kept_apart": False}):
+        verdict = judge(replace(GOOD, **changes))
+        assert verdict.call != "not found" and verdict.confidence_factor == 1
+
+
 def test_starts_are_not_spoken_of_with_given_poses() -> None:
     for changes in (GIVEN, GIVEN | {"own_shells": 1.0}):
         verdict = judge(replace(GOOD, **changes))

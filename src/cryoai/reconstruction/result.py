@@ -123,7 +123,7 @@ class ReconstructionResult:
 
 
 def lower_confidence(result: ReconstructionResult) -> ReconstructionResult:
-    """No pose is confident where the molecule was not found; which ones fit better stays known."""
+    """No pose is confident in a map that is likely wrong (see `Verdict`); which ones fit better stays known."""
     state = result.state
     factor = result.verdict.confidence_factor
     return replace(result, state=replace(state, confidence=factor * state.confidence))

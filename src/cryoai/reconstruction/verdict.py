@@ -41,8 +41,9 @@ _FEW_PARTICLES, _FEWEST_PARTICLES = 200, 30
 _FILLED_MASK = 0.95
 # A mask narrower than this share of the box leaves most of it to noise and neighbours.
 _NARROW_MASK = 0.4
-# What is left of the confidences where the molecule was not found: well below `CONFIDENT`, in the same order.
-_LOWERED = 0.25
+# What is left of the confidences, in the same order: well below `CONFIDENT` where the molecule was not found; where
+# starts found different maps, of which one at most is right, not above it.
+_LOWERED, _HALVED = 0.25, 0.5
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,14 @@ class Verdict:
         A sentence each, without a full stop: what spoke against the map, or for it where it was found.
     advice
         What would help, for these reasons.
+    confidence_factor
+        What confidences are multiplied by: in a wrong map no pose is right, however well it fits.
     """
 
     call: Call
     reasons: tuple[str, ...]
     advice: tuple[str, ...] = ()
-
-    @property
-    def confidence_factor(self) -> float:
-        """What confidences are multiplied by: in a wrong map no pose is right, however well it fits."""
-        return _LOWERED if self.call == "not found" else 1.0
+    confidence_factor: float = 1.0
 
 
 class _Says(IntEnum):
@@ -104,7 +103,12 @@ def judge(evidence: Evidence) -> Verdict:
     # What is against the map comes first, then what is doubtful.
     told = sorted((f for f in findings if f.says < _Says.FOR or call == "found"), key=lambda finding: finding.says)
     advice = dict.fromkeys(text for finding in told for text in finding.advice)
-    return Verdict(call, tuple(finding.reason for finding in told), tuple(advice))
+    factor = _LOWERED if call == "not found" else _HALVED if _starts_disagree(evidence) else 1.0
+    return Verdict(call, tuple(finding.reason for finding in told), tuple(advice), factor)
+
+
+def _starts_disagree(e: Evidence) -> bool:
+    return e.poses == "bootstrap" and e.starts > 1 and e.starts_agreeing <= 1
 
 
 def _look_at_half_maps(e: Evidence) -> _Finding:
