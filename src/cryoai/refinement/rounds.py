@@ -20,10 +20,11 @@ from cryoai.refinement.confidence import (
 )
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.judge_poses import judge_poses
 from cryoai.refinement.map_particles import References, one_reference
 from cryoai.refinement.mates import find_mates, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
-from cryoai.refinement.search_again import measure_quality, search_again
+from cryoai.refinement.search_again import search_again
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
@@ -225,12 +226,9 @@ def finish(
         halves = _final_halves(data, state, config, progress)
     references = own_references(data, state, halves)
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
-    with progress.step("Confidence and standard deviations", 2 * len(state.used)) as done:
-        state = refine_locally(data, state, references, radius, iterations=0, on_chunk=done)
-        quality, expected = measure_quality(
-            data, state, references.swapped(), radius, lambda count: done(len(state.used) + count)
-        )
-    sure = estimate_confidence(quality, expected) * weight[state.used] * state.certainty[state.used]
+    judged = judge_poses(data, state, references.swapped(), radius, config, progress)
+    state, quality, expected = judged.state, judged.quality, judged.expected
+    sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
         # None is above `CONFIDENT` then, and which fits better stays known.
         sure = sure * CONFIDENT

@@ -118,10 +118,9 @@ def _make_search(
     the ones that lie farther out.
     """
     settings = config.refine
-    telling = _telling_radius(data, state, references, config)
+    telling = telling_radius(data, state, references, config)
     coarse = int(min(chosen.sharper * telling, _SHARPEST, radius))
-    distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
-    usual = max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
+    usual = usual_reach(data, state)
     far = chosen.reach * settings.max_shift_box_lengths
     return GlobalSearch(
         coarse,
@@ -135,7 +134,13 @@ def _make_search(
     )
 
 
-def _telling_radius(
+def usual_reach(data: ParticleData, state: RefinementState) -> float:
+    """A translation that most particles lie within, box lengths."""
+    distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
+    return max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
+
+
+def telling_radius(
     data: ParticleData, state: RefinementState, references: References, config: ReconstructConfig
 ) -> float:
     """The fewest shells within which half of the particles are expected to gain what tells a pose."""

@@ -1,0 +1,83 @@
+"""The last look at a refinement's poses, each by the map of the other half, which does not hold its particle."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from jaxtyping import Float
+from torch import Tensor
+
+from cryoai.particles.dataset import ParticleData
+from cryoai.poses.posterior import PosteriorSearch
+from cryoai.refinement.map_particles import References
+from cryoai.refinement.pose_posterior import measure_share, measure_surroundings
+from cryoai.refinement.search_again import measure_quality, telling_radius
+from cryoai.refinement.state import RefinementState
+from cryoai.run.config import ReconstructConfig
+from cryoai.run.progress import Progress
+
+# Nats: a particle that is expected to gain so much has one pose. The posteriors of the others are looked at, within
+# as many shells as tell poses apart, but not more: the cost grows with the fifth power.
+_PLAIN_GAIN, _MOST_SHELLS = 100.0, 12
+# Translations about its own at which other poses are looked for, box lengths.
+_REACH = 0.1
+
+
+@dataclass(frozen=True, eq=False)
+class JudgedPoses:
+    """What is known of each pose; of the particles that take part, in order.
+
+    Attributes
+    ----------
+    state
+        With standard deviations.
+    quality, expected
+        `fit_quality`, and expected gain in nats.
+    share
+        Of the posterior over all poses that lies about the pose, in both halves' maps: each has its own noise, which
+        other poses may be found in, and the right one is held by both.
+    """
+
+    state: RefinementState
+    quality: Float[Tensor, " m"]
+    expected: Float[Tensor, " m"]
+    share: Float[Tensor, " m"]
+
+
+def judge_poses(
+    data: ParticleData,
+    state: RefinementState,
+    others: References,
+    radius: float,
+    config: ReconstructConfig,
+    progress: Progress,
+) -> JudgedPoses:
+    """Fits, standard deviations, and what else would explain each particle.
+
+    Parameters
+    ----------
+    data, state
+        The particles and their poses.
+    others
+        Each with the other half's map: against its own, a particle fits for being in it.
+    radius
+        Shells that are compared.
+    config, progress
+        Options, and whom to tell.
+    """
+    used = state.used
+    with progress.step("Confidence and standard deviations", 2 * len(used)) as done:
+        quality, expected = measure_quality(data, state, others, radius, done)
+        about = measure_surroundings(data, state, others, radius, lambda count: done(len(used) + count))
+    judged = replace(state, rotation_std=about.rotation_std, translation_std=about.translation_std)
+    share = state.certainty.clone()
+    vague = used[(expected < _PLAIN_GAIN).numpy()]
+    if len(vague):
+        shells = min(telling_radius(data, state, others, config), _MOST_SHELLS, radius)
+        search = PosteriorSearch(
+            data.disk.box_size, data.pixel_size, int(shells), data.support(config.particle_diameter),
+            _REACH,
+        )  # fmt: skip
+        with progress.step("What else explains each particle", len(vague)) as done:
+            share[vague] *= measure_share(data, state, others, about, search, vague, done)[vague]
+    return JudgedPoses(judged, quality, expected, share[used])
