@@ -32,6 +32,7 @@ from cryoai.refinement.confidence import (
 )
 from cryoai.refinement.global_search import GlobalSearch, search_batch
 from cryoai.refinement.map_particles import OnChunk, Portion, map_particles, one_reference
+from cryoai.refinement.pose_posterior import look_about
 from cryoai.refinement.poses import fit_gain
 from cryoai.run.config import ReconstructConfig, RefineSettings, load_config
 from cryoai.run.progress import Progress
@@ -206,10 +207,14 @@ class _Posing:
         The run's encoder and map.
     scale
         Brings the images to the intensity of the run's.
+    refine
+        Whether poses are refined to the map's full resolution.
     """
 
-    def __init__(self, data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, scale: float) -> None:
-        self._data, self._trained, self._scale = data, trained, scale
+    def __init__(
+        self, data: ParticleData, trained: TrainedEncoder, volume: FourierVolume, scale: float, refine: bool
+    ) -> None:
+        self._data, self._trained, self._scale, self._refine = data, trained, scale, refine
         self._reference = one_reference(data, volume)
         self._full = full_radius(data.disk.box_size)
         self._scoring_radius = min(_SCORING_RADIUS, self._full)
@@ -218,15 +223,15 @@ class _Posing:
         self.rotation_std, self.translation_std = torch.full((2, count), np.nan)
         self.quality, self.expected = torch.full((2, count), np.nan)
 
-    def by_encoder(self, rows: Int[np.ndarray, " m"], refine: bool, done: OnChunk) -> None:
-        """The encoder's best hypothesis, refined to the map's full resolution if asked."""
+    def by_encoder(self, rows: Int[np.ndarray, " m"], done: OnChunk) -> None:
+        """The encoder's best hypothesis, refined if asked."""
         inference = EncoderInference(self._trained, self._data.device)
         noise = self._trained.noise_power
 
         def pose(portion: Portion) -> None:
             batch = self._scaled(portion)
-            best = best_of_encoder(batch, inference, portion.volume, noise, self._scoring_radius, refine)
-            self._settle(portion, batch, *best, iterations=_REFINEMENT_STEPS if refine else 0)
+            best = best_of_encoder(batch, inference, portion.volume, noise, self._scoring_radius, self._refine)
+            self._settle(portion, batch, *best, iterations=_REFINEMENT_STEPS if self._refine else 0)
 
         map_particles(self._data, self._reference, pose, rows, on_chunk=done)
 
@@ -258,8 +263,13 @@ class _Posing:
         noise, volume, at = self._trained.noise_power, portion.volume, portion.rows
         local = refine_poses(batch, volume, noise, rotation, translation, iterations=iterations)
         self.rotation[at], self.translation[at] = local.rotation, local.translation
-        deviations = pose_standard_deviations(local.hessian)
-        self.rotation_std[at], self.translation_std[at] = (s.float() for s in deviations)
+        if self._refine:
+            about = look_about(batch, volume, noise, local.rotation, local.translation)
+            self.rotation_std[at], self.translation_std[at] = about.rotation_std, about.translation_std
+        else:
+            # Far from the peak there is no posterior to look at, and what takes most of the time is saved.
+            deviations = pose_standard_deviations(local.hessian)
+            self.rotation_std[at], self.translation_std[at] = (s.float() for s in deviations)
         gain, self.expected[at] = fit_gain(batch, volume, noise, local.rotation, local.translation)
         self.quality[at] = fit_quality(gain, self.expected[at])
 
@@ -272,10 +282,10 @@ def _pose(
         raise InputError("none of the images can be used: they are constant or not finite")
     scale, warnings = _match_scale(data, trained)
     warnings += data.judgement.warnings()
-    posing = _Posing(data, trained, volume, scale)
+    posing = _Posing(data, trained, volume, scale, refine)
     start = time.perf_counter()
     with progress.step("Posing", len(rows)) as done:
-        posing.by_encoder(rows, refine, done)
+        posing.by_encoder(rows, done)
     # Poses that were not refined fit worse than the run's: they can only be compared with each other.
     good_fit = (
         FitScale(trained.fit_centre, trained.fit_spread)

@@ -34,8 +34,8 @@ class JudgedPoses:
     quality, expected
         `fit_quality`, and expected gain in nats.
     share
-        Of the posterior over all poses that lies about the pose, in both halves' maps: each has its own noise, which
-        other poses may be found in, and the right one is held by both.
+        Of the posterior over all poses that lies about the pose, by both halves' maps: each has its own noise, in
+        which other poses may be found; the right one is in both.
     """
 
     state: RefinementState

@@ -3,8 +3,9 @@
 Where images are noisy the posterior is wider than the parabola at its peak, and other poses explain an image as
 well. Both are measured by likelihoods: poses are drawn about the particle's own and weighed, and what they add up
 to is compared with the whole posterior over a grid. The grid ends at few shells. What the further ones say of a
-wrong pose is as often for it as against it, a factor with a mean of one; so the grid's mass stands for the whole of
-what lies elsewhere, and only the mass about the pose itself is measured in all shells.
+wrong pose is a factor with a mean of one; so the grid's mass stands for the whole of what lies elsewhere, and only
+the mass about the pose itself is measured in all shells. It is not so of mates under a symmetry, which gain in all
+shells as the pose itself does: where images tell much, they take nothing away from it.
 """
 
 from __future__ import annotations
@@ -78,7 +79,6 @@ def look_about(
     rotation, translation
         Their poses; Å.
     """
-    noise_power = noise_power.cpu()
     hessian = refine_poses(batch, volume, noise_power, rotation, translation, iterations=0).hessian
     unit, log_density = _draws()
     factor = _covariance_factor(hessian)
@@ -91,8 +91,8 @@ def look_about(
     precision = 1 / noise_power[batch.disk.shell]
     without = ((batch.images.real**2 + batch.images.imag**2) * precision).sum(1).double()
     log_weight = without[:, None] - cost.view(offset.shape[:2]) - log_density
-    log_weight[offset[..., :3].norm(dim=2) > BASIN_RADIANS] = -math.inf
     variance = (log_weight.softmax(1)[..., None] * offset**2).sum(1)
+    log_weight[offset[..., :3].norm(dim=2) > BASIN_RADIANS] = -math.inf
     return Surroundings(
         log_weight.logsumexp(1) - math.log(len(unit)),
         variance[:, :3].mean(1).sqrt().float(),
