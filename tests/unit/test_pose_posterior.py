@@ -32,7 +32,7 @@ def shares(scene: Scene, state: RefinementState) -> torch.Tensor:
     references = scene.references(state)
     about = measure_surroundings(scene.data, state, references, scene.radius)
     search = PosteriorSearch(24, scene.data.pixel_size, SHELLS, scene.data.support(), 0.1)
-    return measure_share(scene.data, state, references, about, search, state.used)
+    return measure_share(scene.data, state, references, about, search)
 
 
 def test_where_little_is_noise_the_posterior_is_as_wide_as_the_hessian_says(scene: Scene) -> None:

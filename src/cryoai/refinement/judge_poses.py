@@ -16,9 +16,8 @@ from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
 
-# Nats: a particle that is expected to gain so much has one pose. The posteriors of the others are looked at, within
-# as many shells as tell poses apart, but not more: the cost grows with the fifth power.
-_PLAIN_GAIN, _MOST_SHELLS = 100.0, 12
+# Other poses are looked for within as many shells as tell poses apart: the cost grows with the fifth power.
+_FEWEST_SHELLS, _MOST_SHELLS = 7, 12
 # Translations about its own at which other poses are looked for, box lengths.
 _REACH = 0.1
 
@@ -70,14 +69,10 @@ def judge_poses(
         quality, expected = measure_quality(data, state, others, radius, done)
         about = measure_surroundings(data, state, others, radius, lambda count: done(len(used) + count))
     judged = replace(state, rotation_std=about.rotation_std, translation_std=about.translation_std)
-    share = state.certainty.clone()
-    vague = used[(expected < _PLAIN_GAIN).numpy()]
-    if len(vague):
-        shells = min(telling_radius(data, state, others, config), _MOST_SHELLS, radius)
-        search = PosteriorSearch(
-            data.disk.box_size, data.pixel_size, int(shells), data.support(config.particle_diameter),
-            _REACH,
-        )  # fmt: skip
-        with progress.step("What else explains each particle", len(vague)) as done:
-            share[vague] *= measure_share(data, state, others, about, search, vague, done)[vague]
+    few = telling_radius(data, state, others, config.refine.search_gain, _FEWEST_SHELLS, _MOST_SHELLS)
+    search = PosteriorSearch(
+        data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH
+    )
+    with progress.step("What else explains each particle", len(used)) as done:
+        share = state.certainty * measure_share(data, state, others, about, search, done)
     return JudgedPoses(judged, quality, expected, share[used])

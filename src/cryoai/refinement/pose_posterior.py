@@ -14,12 +14,12 @@ import math
 from dataclasses import dataclass, replace
 from functools import lru_cache
 
-import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
+from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_from_vector
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
@@ -140,10 +140,9 @@ def measure_share(
     references: References,
     about: Surroundings,
     search: PosteriorSearch,
-    rows: Int[np.ndarray, " m"],
     on_chunk: OnChunk = lambda done: None,
 ) -> Float[Tensor, " n"]:
-    """Share of each particle's posterior over all poses that lies about its own; 1 for particles not in ``rows``.
+    """Share of each particle's posterior over all poses that lies about its own; 0 for particles left out.
 
     Parameters
     ----------
@@ -154,12 +153,10 @@ def measure_share(
     search
         Over all poses, within fewer; translations are about the particle's own, since other poses that explain an
         image put the particle about where it is.
-    rows
-        Particles.
     on_chunk
         Called with the particles done so far.
     """
-    share = torch.ones(len(data))
+    share = torch.zeros(len(data))
     shells = search.grid.shells
     step = translation_step(shells, search.box_size * search.pixel_size)
     volume = math.log(8 * math.pi**2 * len(search.shifts) * step**2)
@@ -172,7 +169,8 @@ def measure_share(
         elsewhere = everywhere + (1 - (near - everywhere).exp()).clamp(min=_LEAST_ELSEWHERE).log()
         share[at] = (about.log_mass[at] - elsewhere).sigmoid().float()
 
-    map_particles(data, references, compare, rows, shells + MASK_MARGIN, on_chunk)
+    radius = min(shells + MASK_MARGIN, full_radius(data.disk.box_size))
+    map_particles(data, references, compare, radius=radius, on_chunk=on_chunk)
     return share
 
 

@@ -118,7 +118,8 @@ def _make_search(
     the ones that lie farther out.
     """
     settings = config.refine
-    telling = telling_radius(data, state, references, config)
+    least, most = int(settings.search_radius), int(settings.largest_search_radius)
+    telling = telling_radius(data, state, references, settings.search_gain, least, most)
     coarse = int(min(chosen.sharper * telling, _SHARPEST, radius))
     usual = usual_reach(data, state)
     far = chosen.reach * settings.max_shift_box_lengths
@@ -141,12 +142,26 @@ def usual_reach(data: ParticleData, state: RefinementState) -> float:
 
 
 def telling_radius(
-    data: ParticleData, state: RefinementState, references: References, config: ReconstructConfig
-) -> float:
-    """The fewest shells within which half of the particles are expected to gain what tells a pose."""
-    settings = config.refine
-    rows, shells = sample_rows(state.used, _ASKED), settings.search_radius
-    while shells < settings.largest_search_radius:
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    gain: float,
+    least: int,
+    most: int,
+) -> int:
+    """The fewest shells, from ``least`` to ``most``, in which half of the particles are expected to gain so much.
+
+    Parameters
+    ----------
+    data, state, references
+        The particles, their poses and whose map is whose.
+    gain
+        Nats that tell a pose.
+    least, most
+        Shells.
+    """
+    rows = sample_rows(state.used, _ASKED)
+    for shells in range(least, most):
         expected = torch.zeros(len(data))
 
         def ask(portion: Portion, expected: Tensor = expected) -> None:
@@ -156,7 +171,6 @@ def telling_radius(
             )
 
         map_particles(data, references, ask, rows, shells)
-        if float(expected[rows].median()) >= settings.search_gain:
-            break
-        shells += 1
-    return shells
+        if float(expected[rows].median()) >= gain:
+            return shells
+    return most
