@@ -18,12 +18,10 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from campaign import make_parser, parse
 from commands import WRONG_INPUT, Reconstruction, SimulatedSet, reconstruct, simulate, version_of
 from hard_sets_plan import (
     BOX,
@@ -40,13 +38,12 @@ from hard_sets_plan import (
 )
 from hard_sets_summary import choose_lines, print_tables
 from hard_sets_truth import compare_with_model, compare_with_truth, describe
-from harness import REPOSITORY, Results, parse_overrides, show
+from harness import REPOSITORY, Results, show
 from ladder_rungs import LIMIT, MOLECULES, REALISTIC
 from shapes import write_shape
 
 from cryoai.errors import CryoAIError
 
-RESULTS = REPOSITORY / "benchmarks" / "results" / "hard_sets.jsonl"
 SHOWN = (
     "seconds", "fsc_0.5_px", "fsc_0.5_angstrom", "correlation", "rotation_error_median", "roundness", "views",
     "verdict", "refused", "failed",
@@ -142,37 +139,17 @@ def run_all(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="run", choices=("run", "table"))
-    parser.add_argument("--work", type=Path, help="folder for simulations and runs, of this benchmark alone")
-    parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared" / "data", help="test data")
+    parser = make_parser(__doc__, ("run", "table"), "hard_sets.jsonl", BOX)
     parser.add_argument("--only", nargs="+", default=list(PARTS), choices=PARTS, help="leave the others out")
     parser.add_argument("--seeds", nargs="+", type=int, help="of every set, in place of its own")
-    parser.add_argument("--other", type=Path, help="run this checkout instead of the script's own")
-    parser.add_argument("--label", help="names what is run; by default the commit does")
-    parser.add_argument("--extra", nargs="+", default=[], help="options of the runs, such as bootstrap.steps=120")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="delete neither sets nor the folders of the runs")
-    parser.add_argument("--against", metavar="NAME", help="of table: compare with this label or commit")
-    # To try the benchmark itself.
-    parser.add_argument("--box", type=int, default=BOX, help=argparse.SUPPRESS)
     parser.add_argument("--images", type=int, default=IMAGES, help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
-    if wrong := [word for word in args.extra if "=" not in word]:
-        parser.error(f"--extra takes name=value, not {wrong[0]!r}")
-    args.extra = parse_overrides(args.extra)
-    if args.what == "table":
-        lines = Results(args.results).read()
-        before = None if args.against is None else choose_lines(lines, args.against)
-        print_tables(choose_lines(lines, args.label), before)
+    args = parse(parser)
+    if args.what == "run":
+        run_all(args)
         return
-    if args.work is None:
-        parser.error("--work is missing")
-    torch.set_num_threads(args.threads)
-    # As Ctrl-C: what is running ends as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    run_all(args)
+    lines = Results(args.results).read()
+    before = None if args.against is None else choose_lines(lines, args.against)
+    print_tables(choose_lines(lines, args.label), before)
 
 
 if __name__ == "__main__":

@@ -19,21 +19,18 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import signal
-import sys
 from pathlib import Path
 from typing import Any
 
-import torch
+from campaign import make_parser, parse
 from commands import WRONG_INPUT, SimulatedSet, reconstruct, simulate, version_of
-from harness import IMAGES, REPOSITORY, Results, parse_overrides, show
+from harness import IMAGES, REPOSITORY, Results, show
 from ladder_rungs import BOX, DEEPER, LIMIT, MOLECULES, REALISTIC, SEEDS, TRIALS, Rung, is_within_reach, plan
 from ladder_summary import choose_lines, draw, print_tables
 from ladder_truth import measure
 
 from cryoai.errors import CryoAIError
 
-RESULTS = REPOSITORY / "benchmarks" / "results" / "ladder.jsonl"
 SHOWN = ("seconds", "fsc_0.5_px", "rotation_error_median", "fraction_above_0.5", "verdict", "failed")
 
 
@@ -87,44 +84,24 @@ def climb_all(args: argparse.Namespace) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", nargs="?", default="climb", choices=("climb", "table", "figure"))
-    parser.add_argument("--work", type=Path, help="folder for simulations and runs, of this ladder alone")
-    parser.add_argument("--shared", type=Path, default=REPOSITORY.parent / "shared" / "data", help="test data")
+    parser = make_parser(__doc__, ("climb", "table", "figure"), "ladder.jsonl", BOX)
     parser.add_argument("--molecules", nargs="+", default=list(MOLECULES), choices=[*MOLECULES, *TRIALS])
     parser.add_argument("--snr", nargs="+", type=float, help="dB; default -10 -13 -16, and -19 where -16 works")
     parser.add_argument("--images", nargs="+", type=int, help="default 20000, of 70S and 6VYB also 5000 and 50000")
     parser.add_argument("--seeds", nargs="+", type=int, default=SEEDS)
     parser.add_argument("--only", choices=("limit", "run", "runs"), help="leave the others out")
-    parser.add_argument("--other", type=Path, help="run this checkout instead of the script's own")
-    parser.add_argument("--label", help="names what is run; by default the commit does")
-    parser.add_argument("--extra", nargs="+", default=[], help="options of the runs, such as bootstrap.steps=120")
-    parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--keep", action="store_true", help="delete neither sets nor the folders of the runs")
-    parser.add_argument("--against", metavar="NAME", help="of table: compare with this label or commit")
     parser.add_argument("--output", type=Path, default=IMAGES / "ladder.png", help="of figure: where to")
-    # To try the ladder itself.
-    parser.add_argument("--box", type=int, default=BOX, help=argparse.SUPPRESS)
-    parser.add_argument("--results", type=Path, default=RESULTS, help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser)
     args.only = "run" if args.only == "runs" else args.only
-    if wrong := [word for word in args.extra if "=" not in word]:
-        parser.error(f"--extra takes name=value, not {wrong[0]!r}")
-    args.extra = parse_overrides(args.extra)
-    if args.what != "climb":
-        lines = Results(args.results).read()
-        chosen = choose_lines(lines, args.label)
-        if args.what == "figure":
-            draw(chosen, args.output)
-        else:
-            print_tables(chosen, None if args.against is None else choose_lines(lines, args.against))
+    if args.what == "climb":
+        climb_all(args)
         return
-    if args.work is None:
-        parser.error("--work is missing")
-    torch.set_num_threads(args.threads)
-    # As Ctrl-C: what is running ends as well.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("terminated"))
-    climb_all(args)
+    lines = Results(args.results).read()
+    chosen = choose_lines(lines, args.label)
+    if args.what == "figure":
+        draw(chosen, args.output)
+    else:
+        print_tables(chosen, None if args.against is None else choose_lines(lines, args.against))
 
 
 if __name__ == "__main__":

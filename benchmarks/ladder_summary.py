@@ -54,14 +54,17 @@ class Threshold:
 
 
 def choose_lines(lines: list[dict[str, Any]], name: str | None = None) -> list[dict[str, Any]]:
-    """One line of each rung: of the version ``name``, by default that of the last line; ``newest`` mixes them.
+    """One line of each rung: of the version ``name``, by default that of the last line.
 
+    ``newest`` mixes the commits, of each rung the last one; what was run under another name is not among them.
     Limits that were not measured with that version are taken from the newest one that has them.
     """
     if not lines:
         raise SystemExit("nothing has been measured yet")
     name = name_of(lines[-1]) if name is None else name
-    chosen = [line for line in lines if name in (NEWEST, line["version"], name_of(line))]
+    chosen = [
+        line for line in lines if (_is_plain(line) if name == NEWEST else name in (line["version"], name_of(line)))
+    ]
     if not chosen:
         known = ", ".join(dict.fromkeys(name_of(line) for line in lines))
         raise SystemExit(f"no line is of {name!r}; there are {known}")
@@ -69,6 +72,11 @@ def choose_lines(lines: list[dict[str, Any]], name: str | None = None) -> list[d
     steps = {step_of(line): line for line in chosen}
     limits = [find_limit(line, lines) for line in steps.values()]
     return [*runs.values(), *(limit for limit in limits if limit is not None)]
+
+
+def _is_plain(line: dict[str, Any]) -> bool:
+    """Whether it is of a commit by its own name and with the default options."""
+    return line["version"] == line["commit"] and not line["extra"]
 
 
 def make_steps(lines: Iterable[dict[str, Any]]) -> list[Step]:

@@ -279,6 +279,13 @@ def test_lines_of_one_version_are_chosen_with_limits_from_others(summary: Module
         summary.choose_lines(lines, "c")
 
 
+def test_the_newest_are_of_all_commits_but_of_no_other_name(summary: ModuleType) -> None:
+    old, new = line(version="a", commit="a"), line(version="b", commit="b")
+    elsewhere = line(version="a", commit="a", seed=1)
+    others = [line(version="before", commit="0"), line(version="b", commit="b", extra={"seeds": 6})]
+    assert summary.choose_lines([old, elsewhere, new, *others], "newest") == [new, elsewhere]
+
+
 def test_tables_count_what_is_right(summary: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     lost: dict[str, Any] = {"px": 9.0, "rotation_error_median": 6.0, "verdict": "found", "rotation_inside": [0, 0]}
     lines = [
