@@ -107,3 +107,14 @@ def test_only_those_asked_for_and_in_use_are_looked_at(scene: Scene) -> None:
     judged = judge_poses(scene.data, out, scene.references(out), scene.radius, ReconstructConfig(), Progress())
     assert len(judged.share) == len(judged.quality) == PARTICLES - 3
     assert (judged.share <= 1).all() and (judged.share > 0.5).float().mean() > 0.8
+
+
+def test_a_pose_that_is_not_a_number_has_no_deviations_and_leaves_the_others_theirs(scene: Scene) -> None:
+    state = refined(scene)
+    rotation = state.rotation.clone()
+    rotation[0] = torch.nan
+    found = look_about(
+        scene.data.batch(np.arange(4)), scene.volume, state.noise_power, rotation[:4], state.translation[:4]
+    )
+    assert not torch.isfinite(found.rotation_std[0]) or found.rotation_std[0] > 3
+    assert torch.isfinite(found.rotation_std[1:]).all() and (found.rotation_std[1:] < 0.3).all()

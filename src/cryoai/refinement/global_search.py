@@ -25,10 +25,11 @@ from cryoai.refinement.map_particles import OnChunk, Portion, References, map_pa
 from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch, PoseHypotheses
 
+BASIN_RADIANS = 0.17
+"""A pose this close (10°) to a better one is as good as right where that one is."""
+
 # Two refined hypotheses closer than this are the same pose.
 _SAME_POSE_RADIANS = 0.05
-# A pose this close to a better one is as good as right where that one is.
-_SAME_BASIN_RADIANS = 0.17
 _ITERATIONS = 4
 
 
@@ -159,7 +160,7 @@ def search_batch(
     count = hypotheses.log_weight.shape[1] if not stages else stages[-1][1]
     found = refine_in_stages(batch, volume, noise_power, hypotheses, (*stages, (last, count)), current)
     share = found.log_weight.softmax(1)
-    near = rotation_angle(found.rotation, found.rotation[:, :1].expand_as(found.rotation)) < _SAME_BASIN_RADIANS
+    near = rotation_angle(found.rotation, found.rotation[:, :1].expand_as(found.rotation)) < BASIN_RADIANS
     return found.rotation[:, 0], found.translation[:, 0], (share * near).sum(1)
 
 

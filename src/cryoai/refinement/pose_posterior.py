@@ -27,12 +27,10 @@ from cryoai.physics.translation import compute_shift
 from cryoai.poses.local import refine_poses, score_poses
 from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.poses.search import translation_step
+from cryoai.refinement.global_search import BASIN_RADIANS
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch
-
-BASIN_RADIANS = math.radians(10.0)
-"""Poses this close to the right one are right."""
 
 # Poses are drawn from Gaussians of the Hessian's covariance, widened so often; as many from each.
 _WIDENED, _DRAWN_FROM_EACH = (1.0, 2.0), 16
@@ -196,4 +194,5 @@ def _covariance_factor(hessian: Float[Tensor, "m 5 5"]) -> Float[Tensor, "m 5 5"
     scale = (2 * hessian.diagonal(dim1=1, dim2=2)).clamp(min=1e-30).rsqrt()
     scaled = 2 * hessian * scale[:, :, None] * scale[:, None, :]
     inverse = torch.linalg.inv(scaled + _RIDGE * torch.eye(5, dtype=hessian.dtype))
-    return scale[:, :, None] * torch.linalg.cholesky(inverse)
+    # Unlike `cholesky`, what is not a number stays one: there is no error for one bad image among millions.
+    return scale[:, :, None] * torch.linalg.cholesky_ex(inverse).L

@@ -121,7 +121,7 @@ def _make_search(
     least, most = int(settings.search_radius), int(settings.largest_search_radius)
     telling = telling_radius(data, state, references, settings.search_gain, least, most)
     coarse = int(min(chosen.sharper * telling, _SHARPEST, radius))
-    usual = usual_reach(data, state)
+    usual = _usual_reach(data, state)
     far = chosen.reach * settings.max_shift_box_lengths
     return GlobalSearch(
         coarse,
@@ -135,7 +135,7 @@ def _make_search(
     )
 
 
-def usual_reach(data: ParticleData, state: RefinementState) -> float:
+def _usual_reach(data: ParticleData, state: RefinementState) -> float:
     """A translation that most particles lie within, box lengths."""
     distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
     return max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
