@@ -31,7 +31,7 @@ class RefinementState:
     confidence
         (n,) probability that the pose is in the right basin; 0 for particles left out.
     rotation_std, translation_std
-        (n,) radians and Å, from the Gauss-Newton Hessian.
+        (n,) radians and Å: in the rounds from the Gauss-Newton Hessian, at the end those of the posterior.
     certainty
         (n,) share of the pose in the posterior over all that its last global search found; 1 if there was none.
     is_confirmed
