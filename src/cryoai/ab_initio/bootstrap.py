@@ -19,12 +19,15 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.ab_initio.images import BootstrapImages
+from cryoai.ab_initio.junk import JunkWatch
 from cryoai.geometry.rotations import random_rotations
 from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, map_from_volume, volume_from_map
+from cryoai.poses.featureless import featureless_gain
 from cryoai.poses.posterior import PADDING, PosteriorSearch
+from cryoai.tensors import ParticleBatch
 
 # Images at random poses that make the first map.
 _FIRST_IMAGES = 2000
@@ -38,6 +41,10 @@ _FEW_POSES = 4.0
 _ASKED, _ASKED_EVERY = 100, 5
 # Where they do not, the radius grows by so many shells more than a particle of this size would need.
 _SHELLS_IN_NEED = 3
+# A mini-batch is enlarged by what is junk in it, as if at least this share were particles.
+_FEWEST_PARTICLES = 0.3
+# Share of what showed no particle that is looked at again.
+_SEEN_AGAIN = 0.1
 # Share of a new mini-batch in the running weights and in the noise spectrum.
 _RATE = 0.2
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
@@ -120,6 +127,8 @@ class _Climb:
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
+        self._presence = torch.ones(len(images.train))
+        self._junk = JunkWatch()
         self._searches: dict[int, PosteriorSearch] = {}
         self.steps = 0
         self._enough = int(min(settings.scaled_to(settings.last_radius, images.support), settings.last_radius))
@@ -134,21 +143,40 @@ class _Climb:
 
     def step(self, size: float) -> None:
         """One mini-batch."""
-        settings, shells = self._settings, self.shells
-        batch, volume = self._images.train[self._next_rows()], self.ascent.volume(shells)
-        found = self._search()(batch, volume, self.noise_power, settings.draws, self._generator)
+        settings, rows = self._settings, self._next_rows()
+        batch, volume = self._images.train[rows], self.ascent.volume(self.shells)
+        featureless = self._featureless(batch)
+        rival = self._junk.rival(featureless)
+        found = self._search()(batch, volume, self.noise_power, settings.draws, self._generator, rival)
         assert found.sums is not None and found.residual_power is not None
+        self._junk.learn(found.gain - featureless)
+        self._presence[rows] = found.presence
         self.ascent.step(found.sums, size, settings.momentum)
-        inside = slice(1, shells + 1)
-        self.noise_power[inside] += _RATE * (found.residual_power[inside] - self.noise_power[inside])
-        self.noise_power = torch.maximum(self.noise_power, self._floor)
+        self._learn_noise(found.residual_power)
         self.steps += 1
+
+    def _featureless(self, batch: ParticleBatch) -> Float[Tensor, " batch"]:
+        """What images gain by something without features, within the radius and mask of the search."""
+        return featureless_gain(batch.prefix(self.shells + 0.5), self.noise_power, self._search().mask_radius)
+
+    def _learn_noise(self, residual_power: Float[Tensor, " shells"]) -> None:
+        """Take in what a mini-batch left unexplained, by what is measured outside the particle.
+
+        The mask mixes what is explained in neighbouring shells, most in the first, which have few coefficients.
+        """
+        outside = self._images.noise_power[1 : len(residual_power)]
+        within = slice(1, len(residual_power))
+        measured = outside * _smooth(residual_power[within] / outside)
+        self.noise_power[within] += _RATE * (measured - self.noise_power[within])
+        self.noise_power = torch.maximum(self.noise_power, self._floor)
 
     def knows_poses(self) -> bool:
         """Whether the map tells held-out images their poses, at this radius."""
         held_out = self._images.held_out[slice(_ASKED)]
-        found = self._search()(held_out, self.ascent.volume(self.shells), self.noise_power)
-        return float(found.effective_poses.median()) < _FEW_POSES
+        rival = self._junk.rival(self._featureless(held_out))
+        found = self._search()(held_out, self.ascent.volume(self.shells), self.noise_power, rival=rival)
+        poses = found.effective_poses[found.presence > 0.5]
+        return len(poses) > 0 and float(poses.median()) < _FEW_POSES
 
     def _search(self) -> PosteriorSearch:
         if self.shells not in self._searches:
@@ -168,11 +196,27 @@ class _Climb:
         self.shells = max(self.shells, int(marched + 1e-6))
 
     def _next_rows(self) -> Tensor:
-        size = self._settings.batch_size
+        """A mini-batch with as many particles, whatever else is among them."""
+        share = max(self._junk.share_of_particles, _FEWEST_PARTICLES)
+        size = min(round(self._settings.batch_size / share), len(self._order))
         if self._next + size > len(self._order):
-            self._order, self._next = torch.randperm(len(self._order), generator=self._generator), 0
+            self._order, self._next = self._new_order(), 0
         self._next += size
         return self._order[self._next - size : self._next]
+
+    def _new_order(self) -> Tensor:
+        """All images but most of those that showed no particle when they were last seen."""
+        order = torch.randperm(len(self._presence), generator=self._generator)
+        chance = self._presence[order].clamp(min=_SEEN_AGAIN)
+        kept = order[torch.rand(len(order), generator=self._generator) < chance]
+        return kept if len(kept) > self._settings.batch_size / _FEWEST_PARTICLES else order
+
+
+def _smooth(ratio: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
+    """Means over three neighbouring shells from the first on, by how many coefficients each has."""
+    count = torch.arange(1.0, len(ratio) + 1)
+    pool = lambda values: torch.nn.functional.avg_pool1d(values[None], 3, 1, 1)[0]  # noqa: E731
+    return pool(count * ratio) / pool(count)
 
 
 def make_posterior_search(

@@ -5,6 +5,7 @@ Every FFT of the package is in this file. Real-space arrays have their origin at
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -67,6 +68,12 @@ class FourierDisk:
         return FourierDisk(
             self.box_size, self.kx[:n], self.ky[:n], self.radius[:n], self.shell[:n], self.plane_index[:n]
         )
+
+    def in_smallest_box(self) -> FourierDisk:
+        """The same frequencies in the smallest even box that holds them: images of fewer, larger pixels."""
+        box = 2 * (math.floor(self.reach) + 1)
+        index = (self.ky.long() % box) * (box // 2 + 1) + self.kx.long()
+        return FourierDisk(box, self.kx, self.ky, self.radius, self.shell, index)
 
     def to(self, device: torch.device | str) -> FourierDisk:
         """The same disk on another device."""

@@ -174,6 +174,7 @@ def posterior_kernel(
     sine,
     draws,
     offset,
+    against,
     score,
     total,
     weight,
@@ -187,7 +188,8 @@ def posterior_kernel(
     ``images`` (batch, shifts, terms, 2), ``rings`` (batch, shifts, shells, angles), ``slices`` (blocks, terms, 2,
     LANES), ``power`` (batch, blocks, LANES), ``score`` (shifts · blocks + 1, 2, angles, LANES) scratch. ``draws``
     poses are drawn systematically from ``offset`` on (0: none); ``total`` (directions, shells, angles) and
-    ``weight`` (directions, shells) are added to. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p².
+    ``weight`` (directions, shells) are added to, with a share of exp(gain) in exp(gain) + exp(against) of each
+    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p².
     """
     shifts, blocks, angles, shells = images.shape[1], slices.shape[0], 4 * cosine.shape[1], rings.shape[2]
     sums, parts = np.empty(4 * LANES, np.float32), np.empty(8 * LANES, np.float32)
@@ -221,6 +223,11 @@ def posterior_kernel(
         effective[i] = everything * everything / squares
         if draws == 0:
             continue
+        # Of what is not present nothing is added; where the map is much likelier, exp(…) is 0.
+        odds = against[i] - gain[i]
+        present = 0.0 if odds > 40 else 1 / (1 + math.exp(odds)) / draws
+        if present == 0:
+            continue
         step = everything / draws
         following, reached = offset[i] * step, 0.0
         for n in range(kept):
@@ -246,7 +253,7 @@ def posterior_kernel(
                                 following += step
                                 hits += 1
                             if hits:
-                                share = np.float32(hits / draws)
+                                share = np.float32(hits * present)
                                 direction = b * LANES + d
                                 for k in range(shells):
                                     weight[direction, k] += share * ctf_power[i, k]

@@ -36,8 +36,8 @@ from cryoai.tensors import ParticleBatch
 
 MASK_MARGIN = 3.0
 """Shells beyond the radius that images should reach: a mask mixes neighbouring coefficients."""
-# Width of the mask's soft edge, box lengths.
-_EDGE = 0.08
+MASK_EDGE = 0.08
+"""Width of the mask's soft edge, box lengths."""
 # Directions are so far apart, in periods of the outermost shell at the particle's radius.
 _SPACING = 0.75
 # The smallest radius that sets the spacing of directions, box lengths.
@@ -58,14 +58,19 @@ class Posterior:
         (batch,) marginal log-likelihood gain over no particle at all, nats: the mean over all poses of the grid.
     effective_poses
         (batch,) 1 / Σ p².
+    presence
+        (batch,) probability that the image shows what the map holds, and not what its rival says; 1 without one.
     sums
-        Of the images at poses drawn from their posteriors, on a grid of `PADDING`; None if none were drawn.
+        Of the images at poses drawn from their posteriors, on a grid of `PADDING`, each counting for its presence;
+        None if none were drawn.
     residual_power
-        (shells + 1,) ``E|image - CTF · slice|²`` over the posterior; 0 for shell 0. None without draws.
+        (shells + 1,) ``E|image - CTF · slice|²`` over the posterior, of what is present; 0 for shell 0. None
+        without draws.
     """
 
     gain: Float[Tensor, " batch"]
     effective_poses: Float[Tensor, " batch"]
+    presence: Float[Tensor, " batch"]
     sums: VolumeAccumulator | None = None
     residual_power: Float[Tensor, " shells"] | None = None
 
@@ -106,8 +111,8 @@ class PosteriorSearch:
     ) -> None:
         self._sums_radius = shells if sums_radius is None else sums_radius
         self.box_size, self.pixel_size, self.support = box_size, pixel_size, support
-        self.mask_radius = min(support + max_shift, 0.5 - _EDGE / 2)
-        self.grid: PolarGrid = make_polar_grid(shells, support, self.mask_radius + _EDGE / 2)
+        self.mask_radius = min(support + max_shift, 0.5 - MASK_EDGE / 2)
+        self.grid: PolarGrid = make_polar_grid(shells, support, self.mask_radius + MASK_EDGE / 2)
         box_length = box_size * pixel_size
         self.shifts = make_translation_grid(max_shift * box_length, 0.4 * box_length / shells)
         self._ramps = compute_shift(-self.shifts, self.grid.samples(box_size, of_images=True), pixel_size)
@@ -133,6 +138,7 @@ class PosteriorSearch:
         noise_power: Float[Tensor, " shells"],
         draws: int = 0,
         generator: torch.Generator | None = None,
+        rival: Float[Tensor, " batch"] | None = None,
         reference: bool = False,
     ) -> Posterior:
         """Posteriors of images, and what a map learns from poses drawn from them.
@@ -149,21 +155,27 @@ class PosteriorSearch:
             Poses drawn for each image; 0 for the likelihood alone.
         generator
             Turns the grid, and places the draws; without one the grid is as it is.
+        rival
+            Log-likelihood gain of what else each image may be, with its prior odds; by default nothing else.
         reference
             Work in plain torch instead of the kernel, which it defines; for tests.
         """
         batch = self.within_reach(batch)
         rotation = self.rotations(generator)
         offset = torch.rand(len(batch), generator=generator) if generator else torch.full((len(batch),), 0.5)
+        # As many times as likely as all poses together.
+        odds_against = torch.full((len(batch),), -math.inf) if rival is None else rival + math.log(self.poses)
         step = _ExpectationStep(Comparison(self, volume, noise_power, rotation), draws)
         run = step.run_reference if reference else step.run_kernel
-        parts = [run(batch[i : i + _CHUNK], offset[i : i + _CHUNK]) for i in range(0, len(batch), _CHUNK)]
+        chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
+        parts = [run(batch[chunk], offset[chunk], odds_against[chunk]) for chunk in chunks]
         gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
+        presence = (gain - odds_against).sigmoid()
         gain = gain - math.log(self.poses)
         if draws == 0:
-            return Posterior(gain, effective)
+            return Posterior(gain, effective, presence)
         sums = self._insert(step.total, step.weight, rotation, noise_power)
-        return Posterior(gain, effective, sums, step.residual_power(batch))
+        return Posterior(gain, effective, presence, sums, step.residual_power(batch, presence))
 
     def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
         """Of the images, what is compared."""
@@ -303,8 +315,8 @@ class _ExpectationStep:
         """Σ CTF² of each direction."""
         return torch.from_numpy(self._weights.sum(0))
 
-    def run_kernel(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
-        """Gains and effective numbers of poses of some images, which are added to the sums."""
+    def run_kernel(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
+        """Log Σ exp(score) and effective numbers of poses of some images, which are added to the sums."""
         search, grid = self.search, self.search.grid
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
@@ -316,14 +328,14 @@ class _ExpectationStep:
         def work(start: int, stop: int, thread: int) -> None:
             posterior_kernel(
                 images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, first_term,
-                cosine, sine, self.draws, offset.numpy(),
+                cosine, sine, self.draws, offset.numpy(), against.numpy(),
                 self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, start, stop,
             )  # fmt: skip
 
         run_in_threads(work, len(batch), len(self._totals))
         return torch.from_numpy(gain), torch.from_numpy(effective)
 
-    def run_reference(self, batch: ParticleBatch, offset: Tensor) -> tuple[Tensor, Tensor]:
+    def run_reference(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
         """The same in plain torch, image by image."""
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         gains, numbers = [], []
@@ -337,12 +349,12 @@ class _ExpectationStep:
             if self.draws:
                 places = (torch.arange(self.draws) + offset[i]) / self.draws * mass.sum()
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
-                self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i])
+                share = float((gains[-1] - against[i]).sigmoid()) / self.draws
+                self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i], share)
         return torch.stack(gains).cpu(), torch.stack(numbers).cpu()
 
-    def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor) -> None:
+    def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor, share: float) -> None:
         shift, side, angle, direction = place
-        share = 1 / self.draws
         x = torch.arange(self.search.grid.angles)
         index = torch.where(side[:, None] == 0, x + angle[:, None], angle[:, None] - x) % len(x)
         turned = rings[shift].gather(2, index[:, None].expand(-1, rings.shape[1], -1)) * share
@@ -351,16 +363,18 @@ class _ExpectationStep:
             0, direction, (ctf_power * share).expand(len(direction), -1).contiguous()
         )
 
-    def residual_power(self, batch: ParticleBatch) -> Float[Tensor, " shells"]:
-        """Mean over coefficients of ``|image - CTF · slice|²``."""
+    def residual_power(self, batch: ParticleBatch, presence: Float[Tensor, " batch"]) -> Float[Tensor, " shells"]:
+        """Mean over coefficients of ``|image - CTF · slice|²``, over images by their presence."""
         grid = self.search.grid
         comparison = self.comparison
         noise = comparison.noise_power[1 : grid.shells + 1]
         explained = 2 * noise * (self.total * comparison.slices).sum((0, 2))
         explained = explained - (self.weight * comparison.ring_power).sum(0)
         # A half-plane ring holds π k coefficients.
-        explained = explained / (len(batch) * math.pi * grid.shell)
-        power = batch.disk.mean_per_shell((batch.images.real**2 + batch.images.imag**2).mean(0))
+        count = presence.sum().clamp(min=1e-6)
+        explained = explained / (count * math.pi * grid.shell)
+        power = presence @ (batch.images.real**2 + batch.images.imag**2) / count
+        power = batch.disk.mean_per_shell(power)
         return torch.cat((torch.zeros(1), power[1 : grid.shells + 1] - explained))
 
 
@@ -372,12 +386,11 @@ def _polar_matrix(
     The coefficients go to real space, in the smallest box that holds them, where they are masked, and from there to
     the rings by the Fourier sum itself, so that nothing is interpolated.
     """
-    n, box = len(disk), 2 * (math.floor(disk.reach) + 1)
-    ky, kx = disk.ky.long() % box, disk.kx.long()
-    small = FourierDisk(box, disk.kx, disk.ky, disk.radius, disk.shell, ky * (box // 2 + 1) + kx)
-    unit = torch.eye(n, dtype=torch.complex64)
+    small = disk.in_smallest_box()
+    box = small.box_size
+    unit = torch.eye(len(disk), dtype=torch.complex64)
     images = disk_to_images(torch.cat((unit, 1j * unit)), small)
-    images = images * make_soft_disc(box, (mask_radius + _EDGE / 2) * box, _EDGE * box)
+    images = images * make_soft_disc(box, (mask_radius + MASK_EDGE / 2) * box, MASK_EDGE * box)
     axis = (torch.arange(box) - box // 2) / box
     samples = grid.samples(box, of_images=True)
     angle = samples.kx[:, None, None] * axis + samples.ky[:, None, None] * axis[:, None]

@@ -67,6 +67,8 @@ class Evidence:
         Whether views leave much of Fourier space empty.
     fraction_confident
         Share of the poses that are confident, by the fits alone.
+    fraction_present
+        Share of the particles that show what the map holds, and not junk.
     fit_quality, fit_ratio, fit_expected, fit_noise_quality
         Medians over the set against the other half's map, see `FitSummary`; standard deviations, by expected gain,
         nats, standard deviations.
@@ -103,6 +105,7 @@ class Evidence:
     views_expected_cone_deg: float
     views_are_lacking: bool
     fraction_confident: float
+    fraction_present: float
     fit_quality: float
     fit_ratio: float
     fit_expected: float
@@ -152,6 +155,7 @@ def gather_evidence(result: ReconstructionResult) -> Evidence:
         views_expected_cone_deg=views.expected_cone_deg,
         views_are_lacking=views.is_lacking,
         fraction_confident=fits.fraction_confident,
+        fraction_present=fits.fraction_present,
         fit_quality=fits.median_quality,
         fit_ratio=fits.median_ratio,
         fit_expected=fits.median_expected,

@@ -120,7 +120,7 @@ def metrics(result: ReconstructionResult) -> list[dict]:
         # JSON has no NaN, which stands for what was not trained.
         trained = {name: value for name, value in asdict(last).items() if math.isfinite(value)}
         lines.append({**trained, "step": "training", "steps": last.step + 1, "skipped": skipped})
-    lines += [{"step": "round", **asdict(summary)} for summary in result.rounds]
+    lines += [{"step": "round", **summary.record()} for summary in result.rounds]
     used, verdict = result.state.used, result.verdict
     lines.append(
         {

@@ -29,6 +29,9 @@ _NO_FIT, _POOR_FIT = 0.1, 0.5
 _FITS_TELL = -4.0
 # Shares of the poses; right maps of clean sets have 0.8 and more.
 _NONE_CONFIDENT, _FEW_CONFIDENT = 0.02, 0.3
+# Shares of images that are not what the map holds, from which they are told of, and from which it may be the map
+# that is not what they show.
+_SOME_JUNK, _MUCH_JUNK = 0.05, 0.7
 # Nats per unseen image: pure noise has 0.0, sets at -16 dB of which a right map can be made about 5.
 _NO_GAIN = 0.2
 # Right poses at -10 dB are known to 0.3 to 3 degrees; the bootstrap's grid has 15 degrees.
@@ -220,6 +223,17 @@ def _look_at_confidence(e: Evidence) -> _Finding | None:
     return _Finding(_Says.AGAINST, f"hardly any particle has a pose that is clearly right: {share}", advice)
 
 
+def _look_at_presence(e: Evidence) -> _Finding | None:
+    junk = 1 - e.fraction_present
+    if junk < _SOME_JUNK:
+        return None
+    reason = f"{100 * junk:.0f} % of the images show something else than the map, or nothing; they are left out"
+    if junk < _MUCH_JUNK:
+        return _Finding(_Says.FOR, reason)
+    advice = ("a cleaner set (2D classification)",)
+    return _Finding(_Says.DOUBTFUL, reason, advice)
+
+
 def _look_at_poses(e: Evidence) -> _Finding:
     known = f"rotations are known to {e.rotation_std_deg:.2g}° (median standard deviation)"
     if e.rotation_std_deg < _VAGUE_POSES_DEG:
@@ -248,7 +262,7 @@ def _look_at_mask(e: Evidence) -> _Finding | None:
 # In the order in which they are told.
 _LOOKS: tuple[Callable[[Evidence], _Finding | None], ...] = (
     _look_at_half_maps, _look_at_starts, _look_at_likelihood, _look_at_views, _look_at_roundness, _look_at_fits,
-    _look_at_confidence, _look_at_poses, _look_at_particles, _look_at_mask,
+    _look_at_confidence, _look_at_presence, _look_at_poses, _look_at_particles, _look_at_mask,
 )  # fmt: skip
 
 

@@ -87,6 +87,8 @@ class FitSummary:
         `noise_quality`: where images of nothing would lie. Near 0 or above, no single fit tells anything.
     fraction_confident
         Share of the poses that are confident.
+    fraction_present
+        Share of the particles that show what their maps hold rather than nothing, or something without features.
     """
 
     median_quality: float
@@ -94,12 +96,16 @@ class FitSummary:
     median_expected: float
     median_noise_quality: float
     fraction_confident: float
+    fraction_present: float = 1.0
 
 
 def summarise_fits(
-    quality: Float[Tensor, " n"], expected: Float[Tensor, " n"], confidence: Float[Tensor, " n"]
+    quality: Float[Tensor, " n"],
+    expected: Float[Tensor, " n"],
+    confidence: Float[Tensor, " n"],
+    presence: Float[Tensor, " n"],
 ) -> FitSummary:
-    """The fits of the particles that take part; NaN where there are none.
+    """The fits of the particles that take part, medians over those that are present; NaN where there are none.
 
     Parameters
     ----------
@@ -107,12 +113,16 @@ def summarise_fits(
         `fit_quality` and expected gain (nats), measured against a map that each particle is not in.
     confidence
         Of each pose.
+    presence
+        Of each particle.
     """
+    is_present = presence > CONFIDENT
     gain = expected + quality * (2 * expected.clamp(min=1e-6)).sqrt()
     medians = (quality, gain / expected.clamp(min=1e-6), expected, noise_quality(expected))
     return FitSummary(
-        *(float(values.nanmedian()) if len(values) else math.nan for values in medians),
+        *(float(values[is_present].nanmedian()) if is_present.any() else math.nan for values in medians),
         fraction_confident=float((confidence > CONFIDENT).float().mean()),
+        fraction_present=float(is_present.float().mean()),
     )
 
 

@@ -136,9 +136,12 @@ def search_globally(
     moved = (rotation_angle(rotation[rows], state.rotation[rows]) > _SAME_POSE_RADIANS).numpy()
     is_confirmed = state.is_confirmed.copy()
     is_confirmed[rows] = keep_current & ~moved
+    is_searched = state.is_searched.copy()
+    is_searched[rows] = keep_current
     found = replace(
-        state, rotation=rotation, translation=translation, certainty=certainty, is_confirmed=is_confirmed
-    )
+        state, rotation=rotation, translation=translation, certainty=certainty, is_confirmed=is_confirmed,
+        is_searched=is_searched,
+    )  # fmt: skip
     return found, moved
 
 

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.poses.posterior import PosteriorSearch
+from cryoai.refinement.fits import Fits, measure_fits
 from cryoai.refinement.map_particles import References
 from cryoai.refinement.pose_posterior import measure_share, measure_surroundings
-from cryoai.refinement.search_again import measure_quality, telling_radius
+from cryoai.refinement.search_again import telling_radius
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.progress import Progress
@@ -29,17 +30,16 @@ class JudgedPoses:
     Attributes
     ----------
     state
-        With standard deviations.
-    quality, expected
-        `fit_quality`, and expected gain in nats.
+        With standard deviations, and whether each particle is present.
+    fits
+        By the other half's map.
     share
         Of the posterior over all poses that lies about the pose, by both halves' maps: each has its own noise, in
         which other poses may be found; the right one is in both.
     """
 
     state: RefinementState
-    quality: Float[Tensor, " m"]
-    expected: Float[Tensor, " m"]
+    fits: Fits
     share: Float[Tensor, " m"]
 
 
@@ -66,13 +66,17 @@ def judge_poses(
     """
     used = state.used
     with progress.step("Confidence and standard deviations", 2 * len(used)) as done:
-        quality, expected = measure_quality(data, state, others, radius, done)
+        fits = measure_fits(data, state, others, radius, config, on_chunk=done)
         about = measure_surroundings(data, state, others, radius, lambda count: done(len(used) + count))
-    judged = replace(state, rotation_std=about.rotation_std, translation_std=about.translation_std)
+    presence = state.presence.clone()
+    presence[used] = fits.presence()
+    judged = replace(
+        state, rotation_std=about.rotation_std, translation_std=about.translation_std, presence=presence
+    )
     few = telling_radius(data, state, others, config.refine.search_gain, _FEWEST_SHELLS, _MOST_SHELLS)
     search = PosteriorSearch(
         data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH
     )
     with progress.step("What else explains each particle", len(used)) as done:
         share = state.certainty * measure_share(data, state, others, about, search, done)
-    return JudgedPoses(judged, quality, expected, share[used])
+    return JudgedPoses(judged, fits, share[used])

@@ -63,7 +63,8 @@ def insert_particles(
 ) -> tuple[VolumeAccumulator, VolumeAccumulator]:
     """What the particles of each half add up to at their current poses.
 
-    Each counts for what its pose is certain: where it may be elsewhere, its noise would be sharpened.
+    Each counts for what its pose is certain, where it may be elsewhere its noise would be sharpened, and for how
+    likely it is there at all.
 
     Parameters
     ----------
@@ -76,12 +77,13 @@ def insert_particles(
     on_chunk
         Called with the particles done so far.
     """
+    counts_for = state.certainty * state.presence
     inserters = [Inserter(data.disk.box_size, radius, device=data.device) for _ in (0, 1)]
 
     def insert(portion: Portion) -> None:
         inserters[portion.map_index].add(
             portion.batch, state.rotation[portion.rows], state.translation[portion.rows], state.noise_power,
-            portion.image_of, state.certainty[portion.rows],
+            portion.image_of, counts_for[portion.rows],
         )  # fmt: skip
 
     map_particles(data, References(state.half), insert, rows, radius, on_chunk)
@@ -105,7 +107,13 @@ def update_noise(
         count += len(at)
 
     for half in (0, 1):
-        map_particles(data, references, add_residuals, sample_rows(state.rows(half), _NOISE_PARTICLES), radius)
+        map_particles(
+            data,
+            references,
+            add_residuals,
+            sample_rows(np.intersect1d(state.present, state.rows(half)), _NOISE_PARTICLES),
+            radius,
+        )
     measured = power / max(1, count)
     noise = state.noise_power.clone()
     noise[1 : len(measured)] = measured[1:].clamp(min=1e-12)

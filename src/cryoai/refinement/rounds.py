@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,7 +25,7 @@ from cryoai.refinement.judge_poses import judge_poses
 from cryoai.refinement.map_particles import References, one_reference
 from cryoai.refinement.mates import find_mates, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
-from cryoai.refinement.search_again import search_again
+from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
@@ -66,8 +67,8 @@ class RoundSummary:
         Shells that poses were refined against.
     rotation_change_deg
         Median change of a rotation.
-    searched, moved
-        Particles searched again globally, and those whose pose changed.
+    search
+        What searching again did.
     mates
         Near-symmetries tried.
     mates_moved
@@ -78,10 +79,14 @@ class RoundSummary:
     fsc_radius: float
     pose_radius: float
     rotation_change_deg: float
-    searched: int = 0
-    moved: int = 0
+    search: SearchSummary = field(default_factory=SearchSummary)
     mates: int = 0
     mates_moved: int = 0
+
+    def record(self) -> dict[str, Any]:
+        """Every number as a line of `metrics.jsonl` has it."""
+        numbers = asdict(self)
+        return {**numbers, **numbers.pop("search")}
 
 
 @dataclass(frozen=True, eq=False)
@@ -173,7 +178,7 @@ def refinement_round(
     """
     name = f"Refinement round {number}"
     used = state.used
-    before = state.rotation[used]
+    before = state
     full = full_radius(data.disk.box_size)
     with progress.step(f"{name}: half-maps", len(used)) as done:
         halves = reconstruct_halves(data, state, full, diameter_px(config, data), done)
@@ -185,14 +190,16 @@ def refinement_round(
     state = update_noise(data, state, references, full)
     with progress.step(f"{name}: poses to shell {radius:.0f}", len(used)) as done:
         state = refine_locally(data, state, references, radius, on_chunk=done)
-    change = rotation_angle(state.rotation[used], before).median()
+    present = before.present
+    change = rotation_angle(state.rotation[present], before.rotation[present]).median()
     result = RoundResult(state, RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change))))
     if _should_try_mates(state, number, previous):
         result = _mates_step(data, result, references, find_mates(halves), progress, name)
     chosen = config.refine.search_after(number)
     if chosen is not None:
-        state, searched, moved = search_again(data, result.state, references, chosen, radius, config, progress)
-        result = RoundResult(state, replace(result.summary, searched=searched, moved=moved))
+        before = None if previous is None else previous.search
+        state, done = search_again(data, result.state, references, chosen, radius, config, progress, before)
+        result = RoundResult(state, replace(result.summary, search=done))
     return result
 
 
@@ -227,15 +234,16 @@ def finish(
     references = own_references(data, state, halves)
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
     judged = judge_poses(data, state, references.swapped(), radius, config, progress)
-    state, quality, expected = judged.state, judged.quality, judged.expected
-    sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share
+    state, quality, expected = judged.state, judged.fits.quality, judged.fits.expected
+    sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * state.presence[state.used]
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
         # None is above `CONFIDENT` then, and which fits better stays known.
         sure = sure * CONFIDENT
         run.warn(_no_evidence(shared_shells, data.disk.box_size * data.pixel_size))
     confidence = torch.zeros(len(data))
     confidence[state.used] = sure
-    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure)
+    present = state.presence[state.used]
+    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure, present)
 
 
 def _no_evidence(shared_shells: float, box_length: float) -> str:
@@ -259,7 +267,7 @@ def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSum
         return False
     if summary.mates_moved > _STILL_MOVING * len(state.used):
         return False
-    spread = float(torch.rad2deg(state.rotation_std[state.used].median()))
+    spread = float(torch.rad2deg(state.rotation_std[state.present].median()))
     return summary.rotation_change_deg < max(_SETTLED_SHARE * spread, np.degrees(_SETTLED_RADIANS))
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
+
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
-from cryoai.refinement.confidence import doubtful_rows, fit_quality, measure_fit_scale, noise_quality
+from cryoai.refinement.confidence import CONFIDENT, doubtful_rows, measure_fit_scale, noise_quality
+from cryoai.refinement.fits import Fits, measure_fits
 from cryoai.refinement.global_search import GlobalSearch, search_globally
-from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
-from cryoai.refinement.poses import fit_gain, score_all
+from cryoai.refinement.map_particles import Portion, References, map_particles
+from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig, SearchRound
 from cryoai.run.progress import Progress
@@ -20,8 +23,6 @@ from cryoai.run.streams import stream_seed
 
 # Where images of nothing would fit so few standard deviations worse than right poses, a good fit does not tell.
 _TELLING = 4.0
-# Where they would fit so much worse, what fits like them is one of them.
-_PLAIN = 6.0
 # Shells of the sharpest search: the cost grows with the fifth power.
 _SHARPEST = 20
 # Particles that the radius is chosen on.
@@ -30,6 +31,31 @@ _ASKED = 200
 _MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
 # Shares of the particles up to which they count as few, and as left over by bad luck.
 _FEW, _BAD_LUCK = 0.05, 0.02
+# A search is worth repeating that places so large a share of what seemed to be junk.
+_WORTHWHILE = 0.1
+
+
+@dataclass(frozen=True)
+class SearchSummary:
+    """What a search did.
+
+    Attributes
+    ----------
+    searched, moved
+        How many particles, and those whose pose changed.
+    absent, placed
+        Those of them that seemed to show something else than their map, and those of these that it now holds.
+    """
+
+    searched: int = 0
+    moved: int = 0
+    absent: int = 0
+    placed: int = 0
+
+    @property
+    def was_vain(self) -> bool:
+        """Whether it placed next to none of the absent."""
+        return self.placed < _WORTHWHILE * self.absent
 
 
 def search_again(
@@ -40,8 +66,9 @@ def search_again(
     radius: float,
     config: ReconstructConfig,
     progress: Progress,
-) -> tuple[RefinementState, int, int]:
-    """Search the particles whose poses may be wrong.
+    before: SearchSummary | None = None,
+) -> tuple[RefinementState, SearchSummary]:
+    """Search the particles whose poses may be wrong, and tell before and after which are present.
 
     Parameters
     ----------
@@ -53,54 +80,50 @@ def search_again(
         Shells that poses are refined against.
     config, progress
         Options, and whom to tell.
-
-    Returns
-    -------
-    tuple
-        The new state; how many were searched, and how many moved.
+    before
+        What the search of the last round did.
     """
-    quality, expected = measure_quality(data, state, references, radius)
-    rows = _rows_to_search(state, quality, expected, chosen)
+    fits = measure_fits(data, state, references, radius, config)
+    state = _with_presence(state, fits)
+    rows = _rows_to_search(state, fits, chosen, before is not None and before.was_vain)
     if len(rows) == 0:
-        return state, 0, 0
+        return state, SearchSummary()
     search = _make_search(data, state, references, chosen, radius, config, len(rows))
     name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
+    absent = np.setdiff1d(rows, state.present)
     with progress.step(name, len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
-    return state, len(rows), int(moved.sum())
+    state = _with_presence(state, measure_fits(data, state, references, radius, config))
+    placed = len(np.intersect1d(absent, state.present))
+    return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed)
 
 
-def measure_quality(
-    data: ParticleData,
-    state: RefinementState,
-    references: References,
-    radius: float,
-    on_chunk: OnChunk = lambda done: None,
-) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
-    """How well each particle that takes part fits, and the gain that was to be expected."""
-    gain, expected = score_all(data, state, references, radius, on_chunk)
-    return fit_quality(gain[state.used], expected[state.used]), expected[state.used]
+def _with_presence(state: RefinementState, fits: Fits) -> RefinementState:
+    presence = state.presence.clone()
+    presence[state.used] = fits.presence()
+    return replace(state, presence=presence)
 
 
 def _rows_to_search(
-    state: RefinementState, quality: Float[Tensor, " m"], expected: Float[Tensor, " m"], chosen: SearchRound
+    state: RefinementState, fits: Fits, chosen: SearchRound, is_vain: bool
 ) -> Int[np.ndarray, " k"]:
     """What fits badly, and, where a good fit does not tell, what no search has confirmed yet.
 
-    What looks like noise after a wide search is not searched again, unless that is few enough to be bad luck.
+    What a search could not place is not searched again where that was in vain, unless it is few enough to be bad
+    luck.
     """
-    used = state.used
-    scale = measure_fit_scale(quality, expected)
-    noise = ((noise_quality(expected) - scale.centre) / scale.spread).numpy()
+    is_present = (state.presence[state.used] > CONFIDENT).numpy()
+    scale = measure_fit_scale(fits.quality[is_present], fits.expected[is_present])
+    is_junk = ~is_present & state.is_searched[state.used]
+    if not is_vain or is_junk.sum() < _BAD_LUCK * len(is_junk):
+        is_junk[:] = False
+    used, quality = state.used[~is_junk], fits.quality[~is_junk]
+    noise = ((noise_quality(fits.expected[~is_junk]) - scale.centre) / scale.spread).numpy()
     untold = (noise > -_TELLING) & ~state.is_confirmed[used]
     doubtful = doubtful_rows(used, quality, chosen.doubt, scale)
     if not chosen.again:
         doubtful = doubtful[~state.is_confirmed[doubtful]]
-    rows = np.union1d(doubtful, used[untold])
-    if chosen.round == 1:
-        return rows
-    like_noise = (quality < 0.5 * noise_quality(expected)).numpy() & (noise < -_PLAIN)
-    return rows if like_noise.sum() < _BAD_LUCK * len(used) else np.setdiff1d(rows, used[like_noise])
+    return np.union1d(doubtful, used[untold])
 
 
 def _make_search(
@@ -137,7 +160,7 @@ def _make_search(
 
 def _usual_reach(data: ParticleData, state: RefinementState) -> float:
     """A translation that most particles lie within, box lengths."""
-    distance = state.translation[state.used].norm(dim=1) / (data.disk.box_size * data.pixel_size)
+    distance = state.translation[state.present].norm(dim=1) / (data.disk.box_size * data.pixel_size)
     return max(_LEAST_REACH, _MARGIN * float(distance.quantile(_MOST)))
 
 
@@ -160,7 +183,7 @@ def telling_radius(
     least, most
         Shells.
     """
-    rows = sample_rows(state.used, _ASKED)
+    rows = sample_rows(state.present, _ASKED)
     for shells in range(least, most):
         expected = torch.zeros(len(data))
 

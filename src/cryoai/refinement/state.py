@@ -36,6 +36,10 @@ class RefinementState:
         (n,) share of the pose in the posterior over all that its last global search found; 1 if there was none.
     is_confirmed
         (n,) whether that search found the pose that the particle had.
+    is_searched
+        (n,) whether there was one.
+    presence
+        (n,) probability that the particle shows what its map holds, and not junk.
     """
 
     rotation: Float[Tensor, "n 3 3"]
@@ -47,6 +51,8 @@ class RefinementState:
     translation_std: Float[Tensor, " n"]
     certainty: Float[Tensor, " n"]
     is_confirmed: Bool[np.ndarray, " n"]
+    is_searched: Bool[np.ndarray, " n"]
+    presence: Float[Tensor, " n"]
 
     def rows(self, half: int) -> Int[np.ndarray, " m"]:
         """The particles of one half."""
@@ -57,6 +63,11 @@ class RefinementState:
         """The particles that take part."""
         return np.flatnonzero(self.half >= 0)
 
+    @property
+    def present(self) -> Int[np.ndarray, " m"]:
+        """Those of them that are likely to show what their maps hold."""
+        return np.flatnonzero((self.half >= 0) & (self.presence > 0.5).numpy())
+
 
 def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> RefinementState:
     """Split the usable particles in two at random, copies together; poses are still to be found."""
@@ -65,5 +76,5 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
     return RefinementState(
         torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
         torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
-        torch.ones(n), np.zeros(n, bool),
+        torch.ones(n), np.zeros(n, bool), np.zeros(n, bool), torch.ones(n),
     )  # fmt: skip

@@ -164,8 +164,8 @@ def _history_section(result: ReconstructionResult) -> dict[str, Any]:
             "resolution": f"{length / s.fsc_radius:.2f}" if s.fsc_radius > 0 else "–",
             "limit": f"{length / s.pose_radius:.2f}" if s.pose_radius > 0 else "–",
             "change": f"{s.rotation_change_deg:.3g}",
-            "searched": f"{s.searched:,}" if s.searched else "–",
-            "moved": f"{s.moved:,}" if s.searched else "–",
+            "searched": f"{s.search.searched:,}" if s.search.searched else "–",
+            "moved": f"{s.search.moved:,}" if s.search.searched else "–",
             "mates": str(s.mates) if s.mates else "–",
             "mates_moved": f"{s.mates_moved:,}" if s.mates else "–",
         }

@@ -23,7 +23,7 @@ _DEEPEST = 20
 """Groups within groups; there are three."""
 
 
-_FEWEST_SETTLING = 20
+_FEWEST_SETTLING = 30
 """Ever smaller steps that a short climb ends with."""
 _USUAL_SUPPORT = 0.3
 """Radius of a particle, box lengths, that the bootstrap's radii are meant for."""
