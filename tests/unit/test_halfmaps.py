@@ -260,11 +260,11 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)
     state = RefinementState(
         rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros,
-        torch.ones(count), np.zeros(count, bool),
+        torch.ones(count), np.zeros(count, bool), np.zeros(count, bool), torch.ones(count),
     )  # fmt: skip
     result = ReconstructionResult(
         tmp_path, ReconstructConfig(), particles, state, halves,
-        FitSummary(0.0, 1.0, 50.0, -5.0, 1.0), halves.wiener_map().numpy(), VOXEL_SIZE,
+        FitSummary(0.0, 1.0, 50.0, -5.0, 1.0, 1.0), halves.wiener_map().numpy(), VOXEL_SIZE,
         phase_randomised_fsc(*halves.unfiltered, halves.mask),
         AbInitioResult(best, 1, (1.0,), (1.0,)), 10.0, (), (), {},
     )  # fmt: skip

@@ -105,7 +105,7 @@ def test_only_those_asked_for_and_in_use_are_looked_at(scene: Scene) -> None:
     about = measure_surroundings(scene.data, out, scene.references(out), scene.radius)
     assert torch.isnan(about.rotation_std[:3]).all() and torch.isfinite(about.rotation_std[3:]).all()
     judged = judge_poses(scene.data, out, scene.references(out), scene.radius, ReconstructConfig(), Progress())
-    assert len(judged.share) == len(judged.quality) == PARTICLES - 3
+    assert len(judged.share) == len(judged.fits.quality) == PARTICLES - 3
     assert (judged.share <= 1).all() and (judged.share > 0.5).float().mean() > 0.8
 
 

@@ -20,6 +20,7 @@ from cryoai.reconstruction.result import ReconstructionResult
 from cryoai.refinement.confidence import FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
+from cryoai.refinement.search_again import SearchSummary
 from cryoai.refinement.state import RefinementState
 from cryoai.report import write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
@@ -58,7 +59,7 @@ def fake_result(folder, n=300, box=32, voxel_size=4.0, noise=1.0):
         random_rotations(n, g), 8 * torch.randn(n, 2, generator=g), half, torch.ones(box // 2),
         torch.where(torch.from_numpy(half < 0), 0.0, torch.rand(n, generator=g) ** 0.2),
         0.02 * torch.rand(n, generator=g) + 0.01, torch.rand(n, generator=g) + 0.5,
-        torch.ones(n), np.zeros(n, bool),
+        torch.ones(n), np.zeros(n, bool), np.zeros(n, bool), torch.ones(n),
     )  # fmt: skip
     best = BootstrapResult(FourierVolume(torch.zeros(9, 9, 5, 2), box), torch.ones(5), 10.0, 1, 4.0)
     source = SourceTable("relion", Path("input <b>&\"'.star"), pd.DataFrame({"rlnImageName": ["1@a.mrcs"] * n}))
@@ -74,13 +75,13 @@ def fake_result(folder, n=300, box=32, voxel_size=4.0, noise=1.0):
         notes=("a note <i>",),
     )
     rounds = (
-        RoundSummary(1, 9.5, 11.0, 6.2, searched=40, moved=25, mates=2, mates_moved=17),
+        RoundSummary(1, 9.5, 11.0, 6.2, SearchSummary(40, 25, 5, 1), mates=2, mates_moved=17),
         RoundSummary(2, 12.4, 14.0, 0.21),
     )
     return ReconstructionResult(
         folder, ReconstructConfig(), particles, state,
         HalfMaps((sums, sums), (half1, half2), mask, fsc.masked, 15.0),
-        FitSummary(0.1, 0.97, 80.0, -7.8, 0.9),
+        FitSummary(0.1, 0.97, 80.0, -7.8, 0.9, 0.97),
         density, voxel_size, fsc, AbInitioResult(best, 1, (10.0, 9.5, 3.25), (1.0, 0.91, 0.3)), 10.0, rounds,
         ("3 of 300 images are <constant>",), {"reading": 2.0, "bootstrap": 25.0, "refinement": 70.5},
     )  # fmt: skip

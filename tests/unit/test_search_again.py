@@ -11,8 +11,9 @@ from scenes import PARTICLES, Scene
 
 from cryoai.geometry.rotations import random_rotations, rotation_angle
 from cryoai.particles.sampling import sample_rows
+from cryoai.refinement.fits import Fits
 from cryoai.refinement.global_search import GlobalSearch
-from cryoai.refinement.search_again import search_again
+from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig, RefineSettings, SearchRound
 from cryoai.run.progress import Progress
@@ -27,8 +28,11 @@ def lose(state: RefinementState, rows: np.ndarray) -> RefinementState:
     return replace(state, rotation=rotation)
 
 
-def search(scene: Scene, state: RefinementState, chosen: SearchRound) -> tuple[RefinementState, int, int]:
-    return search_again(scene.data, state, scene.references(state), chosen, scene.radius, CONFIG, Progress())
+def search(
+    scene: Scene, state: RefinementState, chosen: SearchRound, before: SearchSummary | None = None
+) -> tuple[RefinementState, SearchSummary]:
+    references = scene.references(state)
+    return search_again(scene.data, state, references, chosen, scene.radius, CONFIG, Progress(), before)
 
 
 def off(scene: Scene, state: RefinementState, rows: np.ndarray) -> torch.Tensor:
@@ -38,38 +42,63 @@ def off(scene: Scene, state: RefinementState, rows: np.ndarray) -> torch.Tensor:
 def test_lost_particles_are_found_and_the_others_stay(scene: Scene) -> None:
     rows = np.arange(0, PARTICLES, 12)
     before = lose(scene.state, rows)
-    after, searched, moved = search(scene, before, SearchRound(round=1, doubt=3.0))
-    assert searched < PARTICLES // 2 and moved >= 0.8 * len(rows)
+    after, done = search(scene, before, SearchRound(round=1, doubt=3.0))
+    assert done.searched < PARTICLES // 2 and done.moved >= 0.8 * len(rows)
+    assert 0.8 * done.absent < done.placed and not done.was_vain
     assert (off(scene, after, rows) < 0.2).float().mean() > 0.8
     others = np.setdiff1d(np.arange(PARTICLES), rows)
     assert (off(scene, after, others) < 0.2).all()
     # What has moved has not been confirmed, and what was not searched keeps its certainty.
     assert not after.is_confirmed[rows[(off(scene, after, rows) < 0.2).numpy()]].any()
     assert (after.certainty >= 0).all() and (after.certainty <= 1 + 1e-5).all()
-    assert int((after.certainty != 1).sum()) <= searched
+    assert int((after.certainty != 1).sum()) <= done.searched
+    assert after.is_searched.sum() == done.searched and (after.presence > 0.5).float().mean() > 0.95
 
 
 def test_where_a_good_fit_does_not_tell_all_are_searched_until_they_are_confirmed(scene: Scene) -> None:
     """So much noise that the best of many poses would fit an image of nothing as well."""
     state, chosen = replace(scene.state, noise_power=100 * scene.noise_power), SearchRound(round=1, doubt=50.0)
-    after, searched, _ = search(scene, state, chosen)
-    assert searched == PARTICLES
+    after, done = search(scene, state, chosen)
+    assert done.searched == PARTICLES
     confirmed = replace(after, is_confirmed=np.ones(PARTICLES, bool))
-    assert search(scene, confirmed, chosen)[1] == 0
+    assert search(scene, confirmed, chosen)[1].searched == 0
+
+
+def fits(junk: np.ndarray) -> Fits:
+    """Of good poses, and of images that show something else."""
+    quality, expected = torch.zeros(PARTICLES), torch.full((PARTICLES,), 200.0)
+    difference = torch.full((PARTICLES,), 100.0)
+    quality[junk], difference[junk] = -18.0, -20.0
+    return Fits(quality, expected, difference)
 
 
 def test_junk_is_searched_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fits like those of images of nothing, in a tenth of the set and in a hundredth."""
+    """In a tenth of the set; of a hundredth it may be bad luck."""
     for share, searched_later in ((10, 0), (100, PARTICLES // 100 + 1)):
-        junk = np.arange(0, PARTICLES, share)
-        quality, expected = torch.zeros(PARTICLES), torch.full((PARTICLES,), 200.0)
-        quality[junk] = -18.0
-        monkeypatch.setattr(
-            "cryoai.refinement.search_again.measure_quality", lambda *a, q=quality, e=expected: (q, e)
-        )
+        junk, state, done = np.arange(0, PARTICLES, share), scene.state, None
+        monkeypatch.setattr("cryoai.refinement.search_again.measure_fits", lambda *a, junk=junk: fits(junk))
         for number, count in ((1, len(junk)), (2, searched_later)):
-            _, searched, _ = search(scene, scene.state, SearchRound(round=number, doubt=3.0))
-            assert searched == count
+            state, done = search(scene, state, SearchRound(round=number, doubt=3.0), done)
+            assert done.searched == count and done.absent == count and done.was_vain == (count > 0)
+            assert len(state.present) == PARTICLES - len(junk)
+
+
+def test_what_was_not_found_is_searched_again_where_others_were(
+    scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    junk = np.arange(0, PARTICLES, 10)
+    monkeypatch.setattr("cryoai.refinement.search_again.measure_fits", lambda *a: fits(junk))
+    chosen = SearchRound(round=2, doubt=3.0)
+    state = replace(scene.state, is_searched=np.ones(PARTICLES, bool))
+    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 60))[1].searched == len(junk)
+    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 2))[1].searched == 0
+
+
+def test_where_no_map_tells_every_particle_is_present() -> None:
+    nothing = Fits(torch.zeros(50), torch.ones(50), torch.linspace(-30.0, 4.0, 50))
+    assert (nothing.presence() == 1).all()
+    half = Fits(torch.zeros(50), torch.ones(50), torch.tensor([-12.0, 12.0]).repeat(25))
+    torch.testing.assert_close(half.presence(), torch.tensor([0.0, 1.0]).repeat(25), atol=1e-3, rtol=0)
 
 
 def test_the_plain_product_finds_what_angular_modes_find(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,8 @@ GOOD = Evidence(
     own_shells=21.0, view_share=0.95, halves_kept_apart=True,
     views_filled_share=1.0, views_scf=0.98, views_evenness=0.97,
     views_emptiest_cone_deg=3.0, views_emptiest_axis=(0.6, 0.0, 0.8), views_expected_cone_deg=3.0,
-    views_are_lacking=False, fraction_confident=0.99, fit_quality=0.0, fit_ratio=1.0, fit_expected=60.0,
+    views_are_lacking=False, fraction_confident=0.99, fraction_present=1.0,
+    fit_quality=0.0, fit_ratio=1.0, fit_expected=60.0,
     fit_noise_quality=-6.2, rotation_std_deg=0.3, translation_std_angstrom=0.5, mask_diameter_angstrom=200.0,
     mask_share=0.2,
 )  # fmt: skip

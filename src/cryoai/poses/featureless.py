@@ -12,6 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.geometry.fourier import disk_to_images, images_to_disk
+from cryoai.geometry.shells import mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_disc
 from cryoai.poses.posterior import MASK_EDGE
 from cryoai.tensors import ParticleBatch
@@ -41,7 +42,7 @@ def featureless_gain(
     mask = mask.to(batch.images.device)
     masked = images_to_disk(disk_to_images(batch.images, disk) * mask, disk)
     kept = float(mask.square().mean())
-    power = disk.mean_per_shell(masked.real**2 + masked.imag**2)[:, 1:]
+    power = mean_per_shell(masked.real**2 + masked.imag**2, disk.shell, disk.shell_count)[:, 1:]
     count = kept * torch.bincount(disk.shell, minlength=disk.shell_count)[1:]
     ratio = (power / (kept * noise_power[1 : disk.shell_count])).clamp(min=1)
     gain = count * (ratio - 1 - ratio.log()) - 0.5 * count.clamp(min=1).log()

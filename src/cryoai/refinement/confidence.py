@@ -96,7 +96,7 @@ class FitSummary:
     median_expected: float
     median_noise_quality: float
     fraction_confident: float
-    fraction_present: float = 1.0
+    fraction_present: float
 
 
 def summarise_fits(

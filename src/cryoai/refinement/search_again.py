@@ -112,13 +112,15 @@ def _rows_to_search(
     What a search could not place is not searched again where that was in vain, unless it is few enough to be bad
     luck.
     """
-    is_present = (state.presence[state.used] > CONFIDENT).numpy()
-    scale = measure_fit_scale(fits.quality[is_present], fits.expected[is_present])
-    is_junk = ~is_present & state.is_searched[state.used]
-    if not is_vain or is_junk.sum() < _BAD_LUCK * len(is_junk):
-        is_junk[:] = False
-    used, quality = state.used[~is_junk], fits.quality[~is_junk]
-    noise = ((noise_quality(fits.expected[~is_junk]) - scale.centre) / scale.spread).numpy()
+    present = state.presence[state.used] > CONFIDENT
+    scale = measure_fit_scale(fits.quality[present], fits.expected[present])
+    looked_at = torch.ones_like(present)
+    if is_vain:
+        unplaced = ~present & torch.from_numpy(state.is_searched[state.used])
+        if unplaced.float().mean() >= _BAD_LUCK:
+            looked_at = ~unplaced
+    used, quality = state.used[looked_at.numpy()], fits.quality[looked_at]
+    noise = ((noise_quality(fits.expected[looked_at]) - scale.centre) / scale.spread).numpy()
     untold = (noise > -_TELLING) & ~state.is_confirmed[used]
     doubtful = doubtful_rows(used, quality, chosen.doubt, scale)
     if not chosen.again:
