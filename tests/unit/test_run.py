@@ -142,5 +142,5 @@ def test_a_larger_particle_needs_fewer_shells_and_a_short_climb_settles_all_the_
     assert settings.scaled_to(12, 0.45) == 8
     assert settings.scaled_to(5, 0.45) == 4
     assert settings.climbing_steps == 150 and settings.settling_steps(150) == 50
-    assert settings.settling_steps(30) == 20
+    assert settings.settling_steps(30) == 30
     assert BootstrapSettings(steps=5).settling_steps(4) == 1
