@@ -66,7 +66,8 @@ def test_a_map_that_everything_speaks_for_is_found_and_says_why() -> None:
         ({"fit_ratio": math.nan}, "not found", "do not fit", "more particles"),
         ({"fraction_confident": 0.01}, "not found", "hardly any particle", "cleaner"),
         ({"fraction_confident": 0.2}, "uncertain", "only 20 %", "cleaner"),
-        ({"fraction_present": 0.5, "fraction_confident": 0.48}, "found", "50 % of the images show something else", None),
+        ({"fraction_present": 0.5, "fraction_confident": 0.48}, "found", "50 % of the images show",
+         None),
         ({"fraction_present": 0.25}, "uncertain", "75 % of the images show something else", "cleaner"),
         # Where noise would fit as well, right poses are not confident either.
         ({"fraction_confident": 0.01, "fit_noise_quality": -1.0}, "found", "half-maps", None),
