@@ -30,7 +30,7 @@ class JudgedPoses:
     Attributes
     ----------
     state
-        With standard deviations, and whether each particle is present.
+        With standard deviations; what the maps were made of stays.
     fits
         By the other half's map.
     share
@@ -68,11 +68,7 @@ def judge_poses(
     with progress.step("Confidence and standard deviations", 2 * len(used)) as done:
         fits = measure_fits(data, state, others, radius, config, on_chunk=done)
         about = measure_surroundings(data, state, others, radius, lambda count: done(len(used) + count))
-    presence = state.presence.clone()
-    presence[used] = fits.presence()
-    judged = replace(
-        state, rotation_std=about.rotation_std, translation_std=about.translation_std, presence=presence
-    )
+    judged = replace(state, rotation_std=about.rotation_std, translation_std=about.translation_std)
     few = telling_radius(data, state, others, config.refine.search_gain, _FEWEST_SHELLS, _MOST_SHELLS)
     search = PosteriorSearch(
         data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH

@@ -235,15 +235,15 @@ def finish(
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
     judged = judge_poses(data, state, references.swapped(), radius, config, progress)
     state, quality, expected = judged.state, judged.fits.quality, judged.fits.expected
-    sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * state.presence[state.used]
+    presence = judged.fits.presence()
+    sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * presence
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
         # None is above `CONFIDENT` then, and which fits better stays known.
         sure = sure * CONFIDENT
         run.warn(_no_evidence(shared_shells, data.disk.box_size * data.pixel_size))
     confidence = torch.zeros(len(data))
     confidence[state.used] = sure
-    present = state.presence[state.used]
-    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure, present)
+    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure, presence)
 
 
 def _no_evidence(shared_shells: float, box_length: float) -> str:
