@@ -77,9 +77,9 @@ def test_junk_is_searched_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) ->
     for share, searched_later in ((10, 0), (100, PARTICLES // 100 + 1)):
         junk, state, done = np.arange(0, PARTICLES, share), scene.state, None
         monkeypatch.setattr("cryoai.refinement.search_again.measure_fits", lambda *a, junk=junk: fits(junk))
-        for number, count in ((1, len(junk)), (2, searched_later)):
+        for number, count in ((1, len(junk)), (2, searched_later), (3, searched_later)):
             state, done = search(scene, state, SearchRound(round=number, doubt=3.0), done)
-            assert done.searched == count and done.absent == count and done.was_vain == (count > 0)
+            assert done.searched == count and done.absent == count and done.was_vain
             assert len(state.present) == PARTICLES - len(junk)
 
 
@@ -90,8 +90,8 @@ def test_what_was_not_found_is_searched_again_where_others_were(
     monkeypatch.setattr("cryoai.refinement.search_again.measure_fits", lambda *a: fits(junk))
     chosen = SearchRound(round=2, doubt=3.0)
     state = replace(scene.state, is_searched=np.ones(PARTICLES, bool))
-    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 60))[1].searched == len(junk)
-    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 2))[1].searched == 0
+    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 60, was_vain=False))[1].searched == len(junk)
+    assert search(scene, state, chosen, SearchSummary(300, 200, 100, 2, was_vain=True))[1].searched == 0
 
 
 def test_where_no_map_tells_every_particle_is_present() -> None:

@@ -45,17 +45,15 @@ class SearchSummary:
         How many particles, and those whose pose changed.
     absent, placed
         Those of them that seemed to show something else than their map, and those of these that it now holds.
+    was_vain
+        Whether next to none of the absent were placed, by the last search of any.
     """
 
     searched: int = 0
     moved: int = 0
     absent: int = 0
     placed: int = 0
-
-    @property
-    def was_vain(self) -> bool:
-        """Whether it placed next to none of the absent."""
-        return self.placed < _WORTHWHILE * self.absent
+    was_vain: bool = False
 
 
 def search_again(
@@ -85,9 +83,10 @@ def search_again(
     """
     fits = measure_fits(data, state, references, radius, config)
     state = _with_presence(state, fits)
-    rows = _rows_to_search(state, fits, chosen, before is not None and before.was_vain)
+    was_vain = before is not None and before.was_vain
+    rows = _rows_to_search(state, fits, chosen, was_vain)
     if len(rows) == 0:
-        return state, SearchSummary()
+        return state, SearchSummary(was_vain=was_vain)
     search = _make_search(data, state, references, chosen, radius, config, len(rows))
     name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
     absent = np.setdiff1d(rows, state.present)
@@ -95,7 +94,9 @@ def search_again(
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
     state = _with_presence(state, measure_fits(data, state, references, radius, config))
     placed = len(np.intersect1d(absent, state.present))
-    return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed)
+    if len(absent):
+        was_vain = placed < _WORTHWHILE * len(absent)
+    return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed, was_vain)
 
 
 def _with_presence(state: RefinementState, fits: Fits) -> RefinementState:
