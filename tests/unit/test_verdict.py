@@ -66,9 +66,9 @@ def test_a_map_that_everything_speaks_for_is_found_and_says_why() -> None:
         ({"fit_ratio": math.nan}, "not found", "do not fit", "more particles"),
         ({"fraction_confident": 0.01}, "not found", "hardly any particle", "cleaner"),
         ({"fraction_confident": 0.2}, "uncertain", "only 20 %", "cleaner"),
-        ({"fraction_present": 0.5, "fraction_confident": 0.48}, "found", "50 % of the images show",
+        ({"fraction_present": 0.5, "fraction_confident": 0.48}, "found", "50 % of the images fit",
          None),
-        ({"fraction_present": 0.25}, "uncertain", "75 % of the images show something else", "cleaner"),
+        ({"fraction_present": 0.25}, "uncertain", "75 % of the images fit the map no better", "cleaner"),
         # Where noise would fit as well, right poses are not confident either.
         ({"fraction_confident": 0.01, "fit_noise_quality": -1.0}, "found", "half-maps", None),
         ({"rotation_std_deg": 10.0}, "uncertain", "hardly be told apart", "more particles"),

@@ -68,7 +68,7 @@ class Evidence:
     fraction_confident
         Share of the poses that are confident, by the fits alone.
     fraction_present
-        Share of the particles that show what the map holds, and not junk.
+        Share of the images that fit the map better than something without features would.
     fit_quality, fit_ratio, fit_expected, fit_noise_quality
         Medians over the set against the other half's map, see `FitSummary`; standard deviations, by expected gain,
         nats, standard deviations.

@@ -227,7 +227,10 @@ def _look_at_presence(e: Evidence) -> _Finding | None:
     junk = 1 - e.fraction_present
     if junk < _SOME_JUNK:
         return None
-    reason = f"{100 * junk:.0f} % of the images show something else than the map, or nothing; they are left out"
+    reason = (
+        f"{100 * junk:.0f} % of the images fit the map no better than something without features would: junk, or "
+        "particles whose poses were not found"
+    )
     if junk < _MUCH_JUNK:
         return _Finding(_Says.FOR, reason)
     advice = ("a cleaner set (2D classification)",)
