@@ -12,13 +12,15 @@ from scenes import PARTICLES, Scene
 from cryoai.geometry.rotations import random_rotations, rotation_angle, rotation_from_vector
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.physics.slicing import volume_from_map
-from cryoai.refinement.confidence import fit_quality, measure_fit_scale
+from cryoai.refinement.confidence import measure_fit_scale
+from cryoai.refinement.fits import measure_fits
 from cryoai.refinement.map_particles import Portion, References, map_particles
 from cryoai.refinement.mates import try_mates
-from cryoai.refinement.poses import insert_particles, reconstruct_halves, refine_locally, score_all, update_noise
+from cryoai.refinement.poses import insert_particles, reconstruct_halves, refine_locally, update_noise
 from cryoai.refinement.rounds import RoundSummary, is_settled
 from cryoai.refinement.state import start_refinement
 from cryoai.refinement.unseen import unseen_fit
+from cryoai.run.config import ReconstructConfig
 
 
 def turned(rotation: torch.Tensor, degrees: float, seed: int = 0) -> torch.Tensor:
@@ -98,12 +100,13 @@ def test_noise_is_what_the_true_map_leaves_at_the_true_poses(scene: Scene) -> No
 
 def test_the_gain_at_the_right_pose_is_what_is_expected(scene: Scene) -> None:
     state = scene.state
-    gain, expected = score_all(scene.data, state, scene.references(state), scene.radius)
-    quality = fit_quality(gain, expected)
+    references, config = scene.references(state), ReconstructConfig()
+    fits = measure_fits(scene.data, state, references, scene.radius, config)
+    quality = fits.quality
     assert quality.mean().abs() < 0.25 and 0.8 < quality.std() < 1.2
     wrong = replace(state, rotation=random_rotations(PARTICLES, torch.Generator().manual_seed(5)))
-    worse, _ = score_all(scene.data, wrong, scene.references(state), scene.radius)
-    assert (worse < gain).float().mean() > 0.95
+    worse = measure_fits(scene.data, wrong, references, scene.radius, config).gain
+    assert (worse < fits.gain).float().mean() > 0.95
 
 
 def test_local_refinement_finds_back_and_knows_its_errors(scene: Scene) -> None:
@@ -172,7 +175,7 @@ def test_a_particle_in_the_map_fits_better_than_one_that_is_not(
     volume = volume_from_map(halves.wiener_map())
     everything = References(np.zeros(PARTICLES, int), (volume,))
     found = refine_locally(scene.data, state, everything, scene.radius)
-    quality = fit_quality(*score_all(scene.data, found, everything, scene.radius))
+    quality = measure_fits(scene.data, found, everything, scene.radius, ReconstructConfig()).quality
     was_in = torch.from_numpy(old)
     inside, outside = quality[was_in], quality[~was_in]
     assert inside.mean() > outside.mean() + 0.3

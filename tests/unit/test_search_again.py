@@ -66,10 +66,10 @@ def test_where_a_good_fit_does_not_tell_all_are_searched_until_they_are_confirme
 
 def fits(junk: np.ndarray) -> Fits:
     """Of good poses, and of images that show something else."""
-    quality, expected = torch.zeros(PARTICLES), torch.full((PARTICLES,), 200.0)
+    gain, expected = torch.full((2, PARTICLES), 200.0)
     difference = torch.full((PARTICLES,), 100.0)
-    quality[junk], difference[junk] = -18.0, -20.0
-    return Fits(quality, expected, difference)
+    gain[junk], difference[junk] = -160.0, -20.0
+    return Fits(gain, expected, difference)
 
 
 def test_junk_is_searched_once(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:

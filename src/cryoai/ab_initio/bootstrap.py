@@ -215,8 +215,8 @@ class _Climb:
 def _smooth(ratio: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:
     """Means over three neighbouring shells from the first on, by how many coefficients each has."""
     count = torch.arange(1.0, len(ratio) + 1)
-    pool = lambda values: torch.nn.functional.avg_pool1d(values[None], 3, 1, 1)[0]  # noqa: E731
-    return pool(count * ratio) / pool(count)
+    total, weight = torch.nn.functional.avg_pool1d(torch.stack((count * ratio, count)), 3, 1, 1)
+    return total / weight
 
 
 def make_posterior_search(

@@ -17,7 +17,7 @@ from cryoai.geometry.soft_masks import make_soft_disc
 from cryoai.poses.posterior import MASK_EDGE
 from cryoai.tensors import ParticleBatch
 
-_MOST_STEPS = 50
+_STEPS = 50
 
 
 def featureless_gain(
@@ -33,7 +33,7 @@ def featureless_gain(
     batch
         The images, to the radius within which maps are compared.
     noise_power
-        ``E|noise|²`` per shell, measured where there is no particle.
+        ``E|noise|²`` per shell, that maps are compared with as well.
     mask_radius
         Of the disc that maps are compared in, box lengths.
     """
@@ -58,7 +58,7 @@ def share_of_particles(difference: Float[Tensor, " n"]) -> float:
         Of each image, the map's log-likelihood less its rival's.
     """
     share = torch.tensor(0.5)
-    for _ in range(_MOST_STEPS):
+    for _ in range(_STEPS):
         share = presence(difference, float(share)).mean()
     return float(share)
 

@@ -30,17 +30,20 @@ class Fits:
 
     Attributes
     ----------
-    quality
-        (m,) `fit_quality`, standard deviations.
-    expected
-        (m,) gain that was to be expected, nats.
+    gain, expected
+        (m,) log-likelihood gain over no particle at all, and what was to be expected; nats.
     difference
         (m,) log-likelihood of the map, over all poses about the particle's own, less that of a featureless image.
     """
 
-    quality: Float[Tensor, " m"]
+    gain: Float[Tensor, " m"]
     expected: Float[Tensor, " m"]
     difference: Float[Tensor, " m"]
+
+    @property
+    def quality(self) -> Float[Tensor, " m"]:
+        """`fit_quality`, standard deviations."""
+        return fit_quality(self.gain, self.expected)
 
     def presence(self) -> Float[Tensor, " m"]:
         """Probability that each shows what its map holds; 1 where the map does not tell.
@@ -96,4 +99,4 @@ def measure_fits(
     peak = 2.5 * math.log(2 * math.pi) + 3 * angle.log() + 2 * shift.log()
     everything = math.log(8 * math.pi**2) + math.log(math.pi * (reach * box_length) ** 2)
     difference = gain[rows] + peak - everything - rival[rows]
-    return Fits(fit_quality(gain[rows], expected[rows]), expected[rows], difference)
+    return Fits(gain[rows], expected[rows], difference)

@@ -152,30 +152,6 @@ def refine_locally(
     )
 
 
-def score_all(
-    data: ParticleData,
-    state: RefinementState,
-    references: References,
-    radius: float,
-    on_chunk: OnChunk = lambda done: None,
-) -> tuple[Float[Tensor, " n"], Float[Tensor, " n"]]:
-    """Log-likelihood gain of each particle over no particle at all, and its expectation at the right pose.
-
-    For a right pose and a perfect map the gain is Gaussian around the expectation E with variance 2 E.
-    """
-    n = len(data)
-    gain, expected = torch.zeros(n), torch.zeros(n)
-
-    def score(portion: Portion) -> None:
-        gain[portion.rows], expected[portion.rows] = fit_gain(
-            portion.own_batch, portion.volume, state.noise_power, state.rotation[portion.rows],
-            state.translation[portion.rows],
-        )  # fmt: skip
-
-    map_particles(data, references, score, radius=radius, on_chunk=on_chunk)
-    return gain, expected
-
-
 def fit_gain(
     batch: ParticleBatch,
     volume: FourierVolume,
@@ -183,7 +159,9 @@ def fit_gain(
     rotation: Float[Tensor, "batch 3 3"],
     translation: Float[Tensor, "batch 2"],
 ) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """`score_all` for a batch: what each particle gains over no particle at all, and what it should.
+    """Log-likelihood gain of each particle over no particle at all, and its expectation at the right pose.
+
+    For a right pose and a perfect map the gain is Gaussian around the expectation E with variance 2 E.
 
     Parameters
     ----------
