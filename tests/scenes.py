@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import starfile
 import torch
 
 from cryoai import Map, ParticleSet, Pose, read_map, read_particles
@@ -35,6 +36,7 @@ class Scene:
     true_pose: Pose
     volume: FourierVolume
     noise_power: torch.Tensor
+    is_junk: np.ndarray
 
     @property
     def radius(self) -> float:
@@ -56,9 +58,9 @@ class Scene:
         return References(state.half, (self.volume, self.volume))
 
 
-def make_scene(folder: Path) -> Scene:
-    """Simulate the particles into a folder and read them."""
-    settings = SimulationSettings(PARTICLES, snr_db=0.0, shift_sigma=10.0, seed=11)
+def make_scene(folder: Path, junk: float = 0.0) -> Scene:
+    """Simulate the particles, a share of them junk, into a folder and read them."""
+    settings = SimulationSettings(PARTICLES, snr_db=0.0, shift_sigma=10.0, seed=11, junk=junk)
     written = write_simulation(make_phantom(BOX, PIXEL_SIZE), settings, folder)
     particles = read_particles(folder / "particles.star")
     assert particles.pose is not None
@@ -68,12 +70,16 @@ def make_scene(folder: Path) -> Scene:
     noise = torch.full((data.disk.shell_count,), written.noise_variance)
     density = torch.from_numpy(true_map.density.copy())
     volume = volume_from_map(density)
+    is_junk = np.zeros(PARTICLES, bool)
+    if junk:
+        is_junk = starfile.read(folder / "particles.star")["particles"]["cryoaiJunk"].to_numpy() == 1
     # The simulation scales the images; the map follows by least squares.
-    batch = data.batch(np.arange(PARTICLES))
+    shown = np.flatnonzero(~is_junk)
+    batch = data.batch(shown)
     rotation, translation = (
-        torch.from_numpy(t.astype(np.float32)) for t in (particles.pose.rotation, particles.pose.translation)
+        torch.from_numpy(t[shown].astype(np.float32)) for t in (particles.pose.rotation, particles.pose.translation)
     )
     model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, batch.pixel_size)
     scale = float((batch.images * model.conj()).real.sum() / (model.abs() ** 2).sum())
     volume = FourierVolume(volume.values * scale, volume.box_size, volume.padding)
-    return Scene(particles, data, true_map, particles.pose, volume, noise)
+    return Scene(particles, data, true_map, particles.pose, volume, noise, is_junk)

@@ -35,6 +35,7 @@ from cryoai.metrics.alignment import MapAlignment, mirror_rotation, mirror_volum
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.refinement.masks import lowpass
+from cryoai.refinement.mates import Mates
 from cryoai.refinement.poses import reconstruct_halves
 from cryoai.run.config import BootstrapSettings, RefineSettings
 from cryoai.run.progress import Advance, Progress
@@ -130,7 +131,7 @@ def test_the_map_is_made_of_the_poses_that_are_written(
     """Also where the last step sends particles to mates of their poses."""
     turn = Rotation.from_rotvec([0, 0, np.pi]).as_matrix()
     mate = MapAlignment(turn, np.zeros(3), False, 0.9)
-    monkeypatch.setattr("cryoai.refinement.rounds.find_mates", lambda halves: [mate])
+    monkeypatch.setattr("cryoai.refinement.rounds.find_mates", lambda halves: Mates((mate,)))
     result = reconstruct(tiny / "particles.star", tmp_path / "out", quick_config)
     monkeypatch.undo()
     data = ParticleData(read_particles(tiny / "particles.star"), 10.0, 24, memory_limit=2**28, scratch=tmp_path)

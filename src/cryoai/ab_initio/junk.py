@@ -9,10 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from cryoai.poses.featureless import share_of_particles
+from cryoai.poses.featureless import share_of_particles, tells
 
-# A map tells what is junk while so large a share of a mini-batch prefers it to a featureless field by so many nats.
-_TELLS, _TELLING_SHARE = 5.0, 0.15
 # Share of a new mini-batch in the running share of particles.
 _RATE = 0.2
 
@@ -42,7 +40,7 @@ class JunkWatch:
 
     def learn(self, difference: Float[Tensor, " batch"]) -> None:
         """Take in how much more a map gains in each image of a mini-batch than a featureless field."""
-        if float((difference > _TELLS).float().mean()) < _TELLING_SHARE:
+        if not tells(difference):
             self._share = None
             return
         share = share_of_particles(difference)

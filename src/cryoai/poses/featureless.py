@@ -17,6 +17,8 @@ from cryoai.geometry.soft_masks import make_soft_disc
 from cryoai.poses.posterior import MASK_EDGE
 from cryoai.tensors import ParticleBatch
 
+# A map tells what shows something else while so large a share of images prefers it to that by so many nats.
+_TELLS, _TELLING_SHARE = 5.0, 0.15
 _STEPS = 50
 
 
@@ -47,6 +49,17 @@ def featureless_gain(
     ratio = (power / (kept * noise_power[1 : disk.shell_count])).clamp(min=1)
     gain = count * (ratio - 1 - ratio.log()) - 0.5 * count.clamp(min=1).log()
     return gain.clamp(min=0).sum(1)
+
+
+def tells(difference: Float[Tensor, " n"]) -> bool:
+    """Whether a map is good enough to say of images, a mixture, which of them show something else.
+
+    Parameters
+    ----------
+    difference
+        Of each image, the map's log-likelihood less its rival's.
+    """
+    return float((difference > _TELLS).float().mean()) >= _TELLING_SHARE
 
 
 def share_of_particles(difference: Float[Tensor, " n"]) -> float:

@@ -11,15 +11,13 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
-from cryoai.poses.featureless import featureless_gain, presence, share_of_particles
+from cryoai.poses.featureless import featureless_gain, presence, share_of_particles, tells
 from cryoai.refinement.confidence import fit_quality
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 
-# A map tells what shows something else while so large a share prefers it to that by so many nats.
-_TELLS, _TELLING_SHARE = 5.0, 0.2
 # Standard deviations of a pose beyond which there is hardly a parabola, radians and box lengths.
 _WIDEST_ANGLE, _WIDEST_SHIFT = 0.5, 0.1
 
@@ -50,7 +48,7 @@ class Fits:
 
         How many of them do is estimated from them all.
         """
-        if float((self.difference > _TELLS).float().mean()) < _TELLING_SHARE:
+        if not tells(self.difference):
             return torch.ones_like(self.difference)
         return presence(self.difference, share_of_particles(self.difference))
 

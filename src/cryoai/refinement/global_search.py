@@ -97,6 +97,7 @@ def search_globally(
     search: GlobalSearch,
     keep_current: bool = True,
     on_chunk: OnChunk = lambda done: None,
+    same: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[RefinementState, Bool[np.ndarray, " m"]]:
     """Search some particles over all poses; the best refined hypothesis wins.
 
@@ -114,6 +115,8 @@ def search_globally(
         Let the current pose compete; how certain the winner is then, and whether it is the current one, is kept.
     on_chunk
         Called with the particles done so far.
+    same
+        Symmetries of the maps, as of `Mates`; None for none.
 
     Returns
     -------
@@ -126,7 +129,7 @@ def search_globally(
         at = portion.rows
         current = (state.rotation[at], state.translation[at]) if keep_current else None
         rotation[at], translation[at], sure = search_batch(
-            portion.own_batch, portion.volume, state.noise_power, search, current
+            portion.own_batch, portion.volume, state.noise_power, search, current, same
         )
         if keep_current:
             certainty[at] = sure
@@ -136,12 +139,9 @@ def search_globally(
     moved = (rotation_angle(rotation[rows], state.rotation[rows]) > _SAME_POSE_RADIANS).numpy()
     is_confirmed = state.is_confirmed.copy()
     is_confirmed[rows] = keep_current & ~moved
-    is_searched = state.is_searched.copy()
-    is_searched[rows] = keep_current
     found = replace(
-        state, rotation=rotation, translation=translation, certainty=certainty, is_confirmed=is_confirmed,
-        is_searched=is_searched,
-    )  # fmt: skip
+        state, rotation=rotation, translation=translation, certainty=certainty, is_confirmed=is_confirmed
+    )
     return found, moved
 
 
@@ -151,20 +151,24 @@ def search_batch(
     noise_power: Float[Tensor, " shells"],
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
+    same: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
     """The funnel for a batch: the best rotation, translation (Å) and certainty of each particle.
 
     The grid of ``search`` is scored; what it keeps goes through `refine_in_stages`, whose parameters these are. A
-    pose's certainty is the share that it and its neighbours have in the posterior over all hypotheses that come to
-    the last stage.
+    pose's certainty is the share that it, its neighbours and, with ``same`` as of `search_globally`, its mates have
+    in the posterior over all hypotheses that come to the last stage.
     """
     hypotheses = search.candidates(batch, volume, noise_power)
     *stages, (last, _) = search.stages
     count = hypotheses.log_weight.shape[1] if not stages else stages[-1][1]
     found = refine_in_stages(batch, volume, noise_power, hypotheses, (*stages, (last, count)), current)
     share = found.log_weight.softmax(1)
-    near = rotation_angle(found.rotation, found.rotation[:, :1].expand_as(found.rotation)) < BASIN_RADIANS
-    return found.rotation[:, 0], found.translation[:, 0], (share * near).sum(1)
+    best = found.rotation[:, :1]
+    mates = best if same is None else same @ best
+    shape = (*share.shape, mates.shape[1], 3, 3)
+    near = rotation_angle(found.rotation[:, :, None].expand(shape), mates[:, None].expand(shape)) < BASIN_RADIANS
+    return best[:, 0], found.translation[:, 0], (share * near.any(2)).sum(1)
 
 
 def refine_in_stages(

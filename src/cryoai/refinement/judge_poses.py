@@ -11,6 +11,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.poses.posterior import PosteriorSearch
 from cryoai.refinement.fits import Fits, measure_fits
 from cryoai.refinement.map_particles import References
+from cryoai.refinement.mates import Mates
 from cryoai.refinement.pose_posterior import measure_share, measure_surroundings
 from cryoai.refinement.search_again import telling_radius
 from cryoai.refinement.state import RefinementState
@@ -50,6 +51,7 @@ def judge_poses(
     radius: float,
     config: ReconstructConfig,
     progress: Progress,
+    mates: Mates | None = None,
 ) -> JudgedPoses:
     """Fits, standard deviations, and what else would explain each particle.
 
@@ -63,6 +65,9 @@ def judge_poses(
         Shells that are compared.
     config, progress
         Options, and whom to tell.
+    mates
+        Poses that the map cannot tell from each other, which count as one, or can hardly, between which all
+        shells have decided before; None for none.
     """
     used = state.used
     with progress.step("Confidence and standard deviations", 2 * len(used)) as done:
@@ -74,5 +79,5 @@ def judge_poses(
         data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH
     )
     with progress.step("What else explains each particle", len(used)) as done:
-        share = state.certainty * measure_share(data, state, others, about, search, done)
+        share = state.certainty * measure_share(data, state, others, about, search, mates or Mates(), done)
     return JudgedPoses(judged, fits, share[used])

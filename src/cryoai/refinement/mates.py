@@ -1,15 +1,16 @@
-"""Near-symmetries of the map, and each particle tried at the mates of its pose under them."""
+"""Symmetries of the map: poses that are the same under true ones, and each particle tried at its near-mates."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.metrics.near_symmetry import find_near_symmetries
@@ -22,11 +23,29 @@ from cryoai.refinement.state import RefinementState
 # A rotation under which the map's FSC with itself falls short of what its noise allows by less than this, on
 # average over at least so many shells, is a true symmetry.
 _TRUE_SYMMETRY_DEFICIT, _SHELLS_FOR_SYMMETRY = 0.03, 8
+# Rotations so close are the same element of a group, of which none but cyclic and dihedral ones is larger than I.
+_SAME_ELEMENT_RADIANS, _LARGEST_GROUP = 0.17, 60
 _ITERATIONS = 4
 
 
-def find_mates(halves: HalfMaps) -> list[MapAlignment]:
-    """The map's near-symmetries; true ones are left out, since their mates are the same pose.
+@dataclass(frozen=True, eq=False)
+class Mates:
+    """Which poses a map cannot, or can hardly, tell from each other.
+
+    Attributes
+    ----------
+    near
+        Under these it looks almost the same: ``map(x) ≈ map(Q x + shift)``, shifts in px.
+    same
+        (g, 3, 3) its true symmetries, a pose R of which is the same as Q R; the identity first.
+    """
+
+    near: tuple[MapAlignment, ...] = ()
+    same: Float[Tensor, "g 3 3"] = field(default_factory=lambda: torch.eye(3)[None])
+
+
+def find_mates(halves: HalfMaps) -> Mates:
+    """The map's symmetries and near-symmetries.
 
     A true symmetry makes the map agree with its turned self as well as the half-maps agree with each other.
     """
@@ -34,14 +53,31 @@ def find_mates(halves: HalfMaps) -> list[MapAlignment]:
     density = (first + second) * halves.mask
     shells = max(_SHELLS_FOR_SYMMETRY, int(halves.fsc.crossing(0.5)))
     attainable = 2 * halves.fsc.correlation / (1 + np.abs(halves.fsc.correlation))
-    found = []
+    near: list[MapAlignment] = []
+    same = [torch.eye(3)]
     for mate in find_near_symmetries(density):
         turned = apply_alignment(density, mate)
         alike = compute_fsc(turned, density).correlation
         deficit = float((attainable - alike)[2:shells].mean())
         if deficit > _TRUE_SYMMETRY_DEFICIT:
-            found.append(mate)
-    return found
+            near.append(mate)
+        else:
+            same.append(torch.from_numpy(mate.rotation).float())
+    return Mates(tuple(near), _complete_group(torch.stack(same)))
+
+
+def _complete_group(elements: Float[Tensor, "m 3 3"]) -> Float[Tensor, "g 3 3"]:
+    """With all products of rotations that are part of a group; as they are where they are not."""
+    complete = list(elements)
+    for first in complete:  # which grows meanwhile
+        for second in elements[1:]:
+            product = first @ second
+            known = torch.stack(complete)
+            if rotation_angle(known, product.expand_as(known)).amin() > _SAME_ELEMENT_RADIANS:
+                complete.append(product)
+        if len(complete) > _LARGEST_GROUP:
+            return elements
+    return torch.stack(complete)
 
 
 def try_mates(
@@ -78,7 +114,7 @@ def try_mates(
     def compete(portion: Portion) -> None:
         at = portion.rows
         poses = [(rotation[at], translation[at])]
-        poses += [_apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
+        poses += [apply_mate(mate, *poses[0], data.pixel_size) for mate in mates]
         local = refine_poses(
             portion.batch, portion.volume, state.noise_power, torch.cat([r for r, _ in poses]),
             torch.cat([t for _, t in poses]), portion.image_of.repeat(len(poses)), _ITERATIONS,
@@ -92,7 +128,7 @@ def try_mates(
     return replace(state, rotation=rotation, translation=translation), weight
 
 
-def _apply_mate(
+def apply_mate(
     mate: MapAlignment, rotation: Tensor, translation: Tensor, pixel_size: float
 ) -> tuple[Tensor, Tensor]:
     """The pose at which the nearly symmetric map looks the same: ``Q R``, and the shift seen in its plane."""

@@ -4,8 +4,8 @@ Where images are noisy the posterior is wider than the parabola at its peak, and
 well. Both are measured by likelihoods: poses are drawn about the particle's own and weighed, and what they add up
 to is compared with the whole posterior over a grid. The grid ends at few shells. What the further ones say of a
 wrong pose is a factor with a mean of one; so the grid's mass stands for the whole of what lies elsewhere, and only
-the mass about the pose itself is measured in all shells. It is not so of mates under a symmetry, which gain in all
-shells as the pose itself does: where images tell much, they take nothing away from it.
+the mass about the pose itself is measured in all shells. Mates under a symmetry of the map are the same pose, and
+what lies about them counts for it; between mates under a near-symmetry all shells have decided before.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.poses.search import translation_step
 from cryoai.refinement.global_search import BASIN_RADIANS
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
+from cryoai.refinement.mates import Mates, apply_mate
 from cryoai.refinement.state import RefinementState
 from cryoai.tensors import ParticleBatch
 
@@ -138,6 +139,7 @@ def measure_share(
     references: References,
     about: Surroundings,
     search: PosteriorSearch,
+    mates: Mates | None = None,
     on_chunk: OnChunk = lambda done: None,
 ) -> Float[Tensor, " n"]:
     """Share of each particle's posterior over all poses that lies about its own; 0 for particles left out.
@@ -151,6 +153,8 @@ def measure_share(
     search
         Over all poses, within fewer; translations are about the particle's own, since other poses that explain an
         image put the particle about where it is.
+    mates
+        Poses that count as the particle's own, or between which has been decided; None for none.
     on_chunk
         Called with the particles done so far.
     """
@@ -158,14 +162,20 @@ def measure_share(
     shells = search.grid.shells
     step = translation_step(shells, search.box_size * search.pixel_size)
     volume = math.log(8 * math.pi**2 * len(search.shifts) * step**2)
+    mates = mates or Mates()
+    copies = math.log(len(mates.same))
 
     def compare(portion: Portion) -> None:
         at, batch = portion.rows, _centre(portion.own_batch, state.translation[portion.rows])
         everywhere = search(batch, portion.volume, state.noise_power).gain.double() + volume
         few, unmoved = batch.prefix(shells + 0.01), torch.zeros(len(at), 2)
-        near = look_about(few, portion.volume, state.noise_power, state.rotation[at], unmoved).log_mass
-        elsewhere = everywhere + (1 - (near - everywhere).exp()).clamp(min=_LEAST_ELSEWHERE).log()
-        share[at] = (about.log_mass[at] - elsewhere).sigmoid().float()
+        own = state.rotation[at]
+        poses = [(own, unmoved), *(apply_mate(mate, own, unmoved, data.pixel_size) for mate in mates.near)]
+        near = [look_about(few, portion.volume, state.noise_power, *pose).log_mass for pose in poses]
+        near[0] = near[0] + copies
+        known = torch.stack(near).logsumexp(0)
+        elsewhere = everywhere + (1 - (known - everywhere).exp()).clamp(min=_LEAST_ELSEWHERE).log()
+        share[at] = (about.log_mass[at] + copies - elsewhere).sigmoid().float()
 
     radius = min(shells + MASK_MARGIN, full_radius(data.disk.box_size))
     map_particles(data, references, compare, radius=radius, on_chunk=on_chunk)

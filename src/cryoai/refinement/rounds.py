@@ -10,7 +10,6 @@ import torch
 
 from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.refinement.confidence import (
@@ -23,7 +22,7 @@ from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.judge_poses import judge_poses
 from cryoai.refinement.map_particles import References, one_reference
-from cryoai.refinement.mates import find_mates, try_mates
+from cryoai.refinement.mates import Mates, find_mates, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
 from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
@@ -193,12 +192,13 @@ def refinement_round(
     present = before.present
     change = rotation_angle(state.rotation[present], before.rotation[present]).median()
     result = RoundResult(state, RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change))))
-    if _should_try_mates(state, number, previous):
-        result = _mates_step(data, result, references, find_mates(halves), progress, name)
     chosen = config.refine.search_after(number)
+    are_tried = _should_try_mates(state, number, previous)
+    mates = find_mates(halves) if are_tried or chosen is not None else Mates()
+    if are_tried:
+        result = _mates_step(data, result, references, mates, progress, name)
     if chosen is not None:
-        before = None if previous is None else previous.search
-        state, done = search_again(data, result.state, references, chosen, radius, config, progress, before)
+        state, done = search_again(data, result.state, references, chosen, radius, config, progress, mates.same)
         result = RoundResult(state, replace(result.summary, search=done))
     return result
 
@@ -225,15 +225,15 @@ def finish(
     full = full_radius(data.disk.box_size)
     halves = _final_halves(data, state, config, progress)
     weight = torch.ones(len(data))
-    mates = [] if config.known_poses else find_mates(halves)
-    if mates:
+    mates = find_mates(halves)
+    if mates.near and not config.known_poses:
         radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
-        state, weight = try_mates(data, state, own_references(data, state, halves), mates, radius)
+        state, weight = try_mates(data, state, own_references(data, state, halves), mates.near, radius)
         # Those that stay have been refined once more, too.
         halves = _final_halves(data, state, config, progress)
     references = own_references(data, state, halves)
     radius = _pose_radius(halves.fsc.crossing(0.143), full, config)
-    judged = judge_poses(data, state, references.swapped(), radius, config, progress)
+    judged = judge_poses(data, state, references.swapped(), radius, config, progress, mates)
     state, quality, expected = judged.state, judged.fits.quality, judged.fits.expected
     presence = judged.fits.presence()
     sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * presence
@@ -299,15 +299,15 @@ def _mates_step(
     data: ParticleData,
     result: RoundResult,
     references: References,
-    mates: list[MapAlignment],
+    mates: Mates,
     progress: Progress,
     name: str,
 ) -> RoundResult:
-    if not mates:
+    if not mates.near:
         return result
     state, summary = result.state, result.summary
     before = state.rotation[state.used]
-    with progress.step(f"{name}: {len(mates)} near-symmetry mates", len(state.used)) as done:
-        state, _ = try_mates(data, state, references, mates, summary.pose_radius, on_chunk=done)
+    with progress.step(f"{name}: {len(mates.near)} near-symmetry mates", len(state.used)) as done:
+        state, _ = try_mates(data, state, references, mates.near, summary.pose_radius, on_chunk=done)
     moved = int((rotation_angle(state.rotation[state.used], before) > _MOVED_RADIANS).sum())
-    return RoundResult(state, replace(summary, mates=len(mates), mates_moved=moved))
+    return RoundResult(state, replace(summary, mates=len(mates.near), mates_moved=moved))

@@ -6,12 +6,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
+from cryoai.poses.posterior import PosteriorSearch
 from cryoai.refinement.confidence import CONFIDENT, doubtful_rows, measure_fit_scale, noise_quality
+from cryoai.refinement.elsewhere import fits_elsewhere
 from cryoai.refinement.fits import Fits, measure_fits
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.map_particles import Portion, References, map_particles
@@ -29,10 +31,11 @@ _SHARPEST = 20
 _ASKED = 200
 # Translations of the search, by how far most particles lie from the centre; at least so many box lengths.
 _MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
-# Shares of the particles up to which they count as few, and as left over by bad luck.
-_FEW, _BAD_LUCK = 0.05, 0.02
-# A search is worth repeating that places so large a share of what seemed to be junk.
-_WORTHWHILE = 0.1
+# Share of the particles up to which they count as few.
+_FEW = 0.05
+# Whether an image shows the map at any pose is asked within as many shells as tell, for so many times the gain that
+# tells a pose: an average over all poses is the lower, the more there are.
+_FEWEST_SHELLS, _MOST_SHELLS, _CLEARER = 7, 12, 2.0
 
 
 @dataclass(frozen=True)
@@ -45,15 +48,15 @@ class SearchSummary:
         How many particles, and those whose pose changed.
     absent, placed
         Those of them that seemed to show something else than their map, and those of these that it now holds.
-    was_vain
-        Whether next to none of the absent were placed, by the last search of any.
+    left_out
+        How many more seemed to show something else, and would at any pose: they were not searched.
     """
 
     searched: int = 0
     moved: int = 0
     absent: int = 0
     placed: int = 0
-    was_vain: bool = False
+    left_out: int = 0
 
 
 def search_again(
@@ -64,7 +67,7 @@ def search_again(
     radius: float,
     config: ReconstructConfig,
     progress: Progress,
-    before: SearchSummary | None = None,
+    same: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[RefinementState, SearchSummary]:
     """Search the particles whose poses may be wrong, and tell before and after which are present.
 
@@ -78,25 +81,23 @@ def search_again(
         Shells that poses are refined against.
     config, progress
         Options, and whom to tell.
-    before
-        What the search of the last round did.
+    same
+        Symmetries of the maps, as of `Mates`; None for none.
     """
     fits = measure_fits(data, state, references, radius, config)
     state = _with_presence(state, fits)
-    was_vain = before is not None and before.was_vain
-    rows = _rows_to_search(state, fits, chosen, was_vain)
+    junk = _find_junk(data, state, references, chosen, config, progress)
+    rows = _rows_to_search(state, fits, chosen, junk)
     if len(rows) == 0:
-        return state, SearchSummary(was_vain=was_vain)
+        return state, SearchSummary(left_out=len(junk))
     search = _make_search(data, state, references, chosen, radius, config, len(rows))
     name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
     absent = np.setdiff1d(rows, state.present)
     with progress.step(name, len(rows)) as done:
-        state, moved = search_globally(data, state, references, rows, search, on_chunk=done)
+        state, moved = search_globally(data, state, references, rows, search, on_chunk=done, same=same)
     state = _with_presence(state, measure_fits(data, state, references, radius, config))
     placed = len(np.intersect1d(absent, state.present))
-    if len(absent):
-        was_vain = placed < _WORTHWHILE * len(absent)
-    return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed, was_vain)
+    return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed, len(junk))
 
 
 def _with_presence(state: RefinementState, fits: Fits) -> RefinementState:
@@ -106,27 +107,40 @@ def _with_presence(state: RefinementState, fits: Fits) -> RefinementState:
 
 
 def _rows_to_search(
-    state: RefinementState, fits: Fits, chosen: SearchRound, is_vain: bool
+    state: RefinementState, fits: Fits, chosen: SearchRound, junk: Int[np.ndarray, " j"]
 ) -> Int[np.ndarray, " k"]:
-    """What fits badly, and, where a good fit does not tell, what no search has confirmed yet.
-
-    What a search could not place is not searched again where that was in vain, unless it is few enough to be bad
-    luck.
-    """
+    """What fits badly, and, where a good fit does not tell, what no search has confirmed yet; but no junk."""
     present = state.presence[state.used] > CONFIDENT
     scale = measure_fit_scale(fits.quality[present], fits.expected[present])
-    looked_at = torch.ones_like(present)
-    if is_vain:
-        unplaced = ~present & torch.from_numpy(state.is_searched[state.used])
-        if unplaced.float().mean() >= _BAD_LUCK:
-            looked_at = ~unplaced
-    used, quality = state.used[looked_at.numpy()], fits.quality[looked_at]
-    noise = ((noise_quality(fits.expected[looked_at]) - scale.centre) / scale.spread).numpy()
+    worth = ~np.isin(state.used, junk)
+    used, quality = state.used[worth], fits.quality[worth]
+    noise = ((noise_quality(fits.expected[worth]) - scale.centre) / scale.spread).numpy()
     untold = (noise > -_TELLING) & ~state.is_confirmed[used]
     doubtful = doubtful_rows(used, quality, chosen.doubt, scale)
     if not chosen.again:
         doubtful = doubtful[~state.is_confirmed[doubtful]]
     return np.union1d(doubtful, used[untold])
+
+
+def _find_junk(
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    chosen: SearchRound,
+    config: ReconstructConfig,
+    progress: Progress,
+) -> Int[np.ndarray, " j"]:
+    """What seems to show something else than its map, and at any pose would."""
+    rows = np.setdiff1d(state.used, state.present)
+    if len(rows) == 0:
+        return rows
+    gain = _CLEARER * config.refine.search_gain
+    shells = telling_radius(data, state, references, gain, _FEWEST_SHELLS, _MOST_SHELLS)
+    reach = min(chosen.reach * config.refine.max_shift_box_lengths, _usual_reach(data, state))
+    support = data.support(config.particle_diameter)
+    search = PosteriorSearch(data.disk.box_size, data.pixel_size, shells, support, reach)
+    with progress.step(f"Refinement round {chosen.round}: junk, or only posed wrongly", len(rows)) as done:
+        return rows[~fits_elsewhere(data, state, references, rows, search, done)]
 
 
 def _make_search(

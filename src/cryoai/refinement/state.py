@@ -36,8 +36,6 @@ class RefinementState:
         (n,) share of the pose in the posterior over all that its last global search found; 1 if there was none.
     is_confirmed
         (n,) whether that search found the pose that the particle had.
-    is_searched
-        (n,) whether there was one.
     presence
         (n,) probability that the particle shows what its map holds, and not junk.
     """
@@ -51,7 +49,6 @@ class RefinementState:
     translation_std: Float[Tensor, " n"]
     certainty: Float[Tensor, " n"]
     is_confirmed: Bool[np.ndarray, " n"]
-    is_searched: Bool[np.ndarray, " n"]
     presence: Float[Tensor, " n"]
 
     def rows(self, half: int) -> Int[np.ndarray, " m"]:
@@ -76,5 +73,5 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
     return RefinementState(
         torch.eye(3).repeat(n, 1, 1), torch.zeros(n, 2), half, noise_power,
         torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
-        torch.ones(n), np.zeros(n, bool), np.zeros(n, bool), torch.ones(n),
+        torch.ones(n), np.zeros(n, bool), torch.ones(n),
     )  # fmt: skip
