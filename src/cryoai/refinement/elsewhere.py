@@ -14,8 +14,8 @@ from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.state import RefinementState
 
-# As many present particles say what is to be expected of one; of them, all but so many fit as well.
-_ASKED, _UNUSUAL = 400, 0.02
+# As many present particles say what is to be expected of one, at least.
+_ASKED = 400
 
 
 def fits_elsewhere(
@@ -26,10 +26,11 @@ def fits_elsewhere(
     search: PosteriorSearch,
     on_chunk: OnChunk = lambda done: None,
 ) -> Bool[np.ndarray, " m"]:
-    """Whether some particles, at whichever pose, fit their map as well as nearly all that are present do.
+    """Whether some particles, at whichever pose, fit their map as well as some that are present do.
 
     What is compared is the map's likelihood, over all poses, with that of a featureless image. In few shells the
-    latter may explain a particle as well; so no more is asked of a particle than of those that are present.
+    latter may explain a particle as well; so no more is
+    asked of a particle than what the worst of those that are present gains.
 
     Parameters
     ----------
@@ -53,4 +54,4 @@ def fits_elsewhere(
     radius = min(shells + MASK_MARGIN, full_radius(data.disk.box_size))
     present = sample_rows(state.present, _ASKED)
     map_particles(data, references, compare, np.union1d(rows, present), radius, on_chunk)
-    return (difference[rows] >= difference[present].quantile(_UNUSUAL)).numpy()
+    return (difference[rows] >= difference[present].amin()).numpy()

@@ -9,9 +9,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
-from cryoai.poses.posterior import PosteriorSearch
+from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.refinement.confidence import CONFIDENT, doubtful_rows, measure_fit_scale, noise_quality
 from cryoai.refinement.elsewhere import fits_elsewhere
 from cryoai.refinement.fits import Fits, measure_fits
@@ -31,11 +32,10 @@ _SHARPEST = 20
 _ASKED = 200
 # Translations of the search, by how far most particles lie from the centre; at least so many box lengths.
 _MOST, _MARGIN, _LEAST_REACH = 0.99, 1.2, 0.08
-# Share of the particles up to which they count as few.
-_FEW = 0.05
-# Whether an image shows the map at any pose is asked within as many shells as tell, for so many times the gain that
-# tells a pose: an average over all poses is the lower, the more there are.
-_FEWEST_SHELLS, _MOST_SHELLS, _CLEARER = 7, 12, 2.0
+# Shares of the particles up to which they count as few, and as left over by bad luck.
+_FEW, _BAD_LUCK = 0.05, 0.02
+# Shells within which is asked whether an image shows the map at any pose, for a particle of usual size.
+_SHELLS_FOR_JUNK = 8
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ def _rows_to_search(
     """What fits badly, and, where a good fit does not tell, what no search has confirmed yet; but no junk."""
     present = state.presence[state.used] > CONFIDENT
     scale = measure_fit_scale(fits.quality[present], fits.expected[present])
-    worth = ~np.isin(state.used, junk)
+    worth = np.flatnonzero(~np.isin(state.used, junk))
     used, quality = state.used[worth], fits.quality[worth]
     noise = ((noise_quality(fits.expected[worth]) - scale.centre) / scale.spread).numpy()
     untold = (noise > -_TELLING) & ~state.is_confirmed[used]
@@ -130,15 +130,16 @@ def _find_junk(
     config: ReconstructConfig,
     progress: Progress,
 ) -> Int[np.ndarray, " j"]:
-    """What seems to show something else than its map, and at any pose would."""
+    """What seems to show something else than its map, and at any pose would; none where it is next to nothing."""
     rows = np.setdiff1d(state.used, state.present)
-    if len(rows) == 0:
-        return rows
-    gain = _CLEARER * config.refine.search_gain
-    shells = telling_radius(data, state, references, gain, _FEWEST_SHELLS, _MOST_SHELLS)
+    if len(rows) < _BAD_LUCK * len(state.used):
+        return rows[:0]
     reach = min(chosen.reach * config.refine.max_shift_box_lengths, _usual_reach(data, state))
     support = data.support(config.particle_diameter)
-    search = PosteriorSearch(data.disk.box_size, data.pixel_size, shells, support, reach)
+    shells = min(
+        config.bootstrap.scaled_to(_SHELLS_FOR_JUNK, support), full_radius(data.disk.box_size) - MASK_MARGIN
+    )
+    search = PosteriorSearch(data.disk.box_size, data.pixel_size, int(shells), support, reach)
     with progress.step(f"Refinement round {chosen.round}: junk, or only posed wrongly", len(rows)) as done:
         return rows[~fits_elsewhere(data, state, references, rows, search, done)]
 
