@@ -29,8 +29,8 @@ def fits_elsewhere(
     """Whether some particles, at whichever pose, fit their map as well as some that are present do.
 
     What is compared is the map's likelihood, over all poses, with that of a featureless image. In few shells the
-    latter may explain a particle as well; so no more is
-    asked of a particle than what the worst of those that are present gains.
+    latter may explain a particle as well; so no more is asked of a particle than what the worst of those that are
+    present gains.
 
     Parameters
     ----------

@@ -165,7 +165,7 @@ def search_batch(
     found = refine_in_stages(batch, volume, noise_power, hypotheses, (*stages, (last, count)), current)
     share = found.log_weight.softmax(1)
     best = found.rotation[:, :1]
-    mates = best if same is None else same @ best
+    mates = best if same is None else same.to(best) @ best
     shape = (*share.shape, mates.shape[1], 3, 3)
     near = rotation_angle(found.rotation[:, :, None].expand(shape), mates[:, None].expand(shape)) < BASIN_RADIANS
     return best[:, 0], found.translation[:, 0], (share * near.any(2)).sum(1)
