@@ -7,6 +7,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import torch
 from hypothesis import HealthCheck, Phase, settings
 from scenes import Scene, make_scene
 
@@ -23,6 +24,12 @@ def pytest_configure(config: pytest.Config) -> None:
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large],
     )  # fmt: skip
     settings.load_profile("fuzz")
+
+
+@pytest.fixture(autouse=True)
+def same_random_numbers() -> None:
+    """Weights that a test leaves to chance are the same whatever ran before it."""
+    torch.manual_seed(0)
 
 
 @pytest.fixture(scope="session")
