@@ -97,7 +97,7 @@ def search_globally(
     search: GlobalSearch,
     keep_current: bool = True,
     on_chunk: OnChunk = lambda done: None,
-    same: Float[Tensor, "g 3 3"] | None = None,
+    mates: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[RefinementState, Bool[np.ndarray, " m"]]:
     """Search some particles over all poses; the best refined hypothesis wins.
 
@@ -115,8 +115,9 @@ def search_globally(
         Let the current pose compete; how certain the winner is then, and whether it is the current one, is kept.
     on_chunk
         Called with the particles done so far.
-    same
-        Symmetries of the maps, as of `Mates`; None for none.
+    mates
+        Rotations to poses that count as the same, `Mates.rotations`, between the near ones of which `try_mates`
+        decides.
 
     Returns
     -------
@@ -129,7 +130,7 @@ def search_globally(
         at = portion.rows
         current = (state.rotation[at], state.translation[at]) if keep_current else None
         rotation[at], translation[at], sure = search_batch(
-            portion.own_batch, portion.volume, state.noise_power, search, current, same
+            portion.own_batch, portion.volume, state.noise_power, search, current, mates
         )
         if keep_current:
             certainty[at] = sure
@@ -151,12 +152,12 @@ def search_batch(
     noise_power: Float[Tensor, " shells"],
     search: GlobalSearch,
     current: tuple[Tensor, Tensor] | None,
-    same: Float[Tensor, "g 3 3"] | None = None,
+    mates: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[Float[Tensor, "batch 3 3"], Float[Tensor, "batch 2"], Float[Tensor, " batch"]]:
     """The funnel for a batch: the best rotation, translation (Å) and certainty of each particle.
 
     The grid of ``search`` is scored; what it keeps goes through `refine_in_stages`, whose parameters these are. A
-    pose's certainty is the share that it, its neighbours and, with ``same`` as of `search_globally`, its mates have
+    pose's certainty is the share that it, its neighbours and, with ``mates`` as of `search_globally`, those have
     in the posterior over all hypotheses that come to the last stage.
     """
     hypotheses = search.candidates(batch, volume, noise_power)
@@ -165,9 +166,9 @@ def search_batch(
     found = refine_in_stages(batch, volume, noise_power, hypotheses, (*stages, (last, count)), current)
     share = found.log_weight.softmax(1)
     best = found.rotation[:, :1]
-    mates = best if same is None else same.to(best) @ best
-    shape = (*share.shape, mates.shape[1], 3, 3)
-    near = rotation_angle(found.rotation[:, :, None].expand(shape), mates[:, None].expand(shape)) < BASIN_RADIANS
+    alike = best if mates is None else mates.to(best) @ best
+    shape = (*share.shape, alike.shape[1], 3, 3)
+    near = rotation_angle(found.rotation[:, :, None].expand(shape), alike[:, None].expand(shape)) < BASIN_RADIANS
     return best[:, 0], found.translation[:, 0], (share * near.any(2)).sum(1)
 
 

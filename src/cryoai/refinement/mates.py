@@ -44,6 +44,12 @@ class Mates:
     near: tuple[MapAlignment, ...] = ()
     same: Float[Tensor, "g 3 3"] = field(default_factory=lambda: torch.eye(3)[None])
 
+    @property
+    def rotations(self) -> Float[Tensor, "m 3 3"]:
+        """Of all mates, true and near; the identity first."""
+        near = [self.same @ torch.from_numpy(mate.rotation).float() for mate in self.near]
+        return torch.cat((self.same, *near))
+
 
 def find_mates(halves: HalfMaps) -> Mates:
     """The map's symmetries and near-symmetries."""

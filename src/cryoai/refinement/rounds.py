@@ -198,7 +198,9 @@ def refinement_round(
     if are_tried:
         result = _mates_step(data, result, references, mates, progress, name)
     if chosen is not None:
-        state, done = search_again(data, result.state, references, chosen, radius, config, progress, mates.same)
+        state, done = search_again(
+            data, result.state, references, chosen, radius, config, progress, mates.rotations
+        )
         result = RoundResult(state, replace(result.summary, search=done))
     return result
 

@@ -67,7 +67,7 @@ def search_again(
     radius: float,
     config: ReconstructConfig,
     progress: Progress,
-    same: Float[Tensor, "g 3 3"] | None = None,
+    mates: Float[Tensor, "g 3 3"] | None = None,
 ) -> tuple[RefinementState, SearchSummary]:
     """Search the particles whose poses may be wrong, and tell before and after which are present.
 
@@ -81,8 +81,9 @@ def search_again(
         Shells that poses are refined against.
     config, progress
         Options, and whom to tell.
-    same
-        Symmetries of the maps, as of `Mates`; None for none.
+    mates
+        Rotations to poses that count as the same, `Mates.rotations`, between the near ones of which `try_mates`
+        decides.
     """
     fits = measure_fits(data, state, references, radius, config)
     state = _with_presence(state, fits)
@@ -94,7 +95,7 @@ def search_again(
     name = f"Refinement round {chosen.round}: searching {len(rows):,} doubtful particles again"
     absent = np.setdiff1d(rows, state.present)
     with progress.step(name, len(rows)) as done:
-        state, moved = search_globally(data, state, references, rows, search, on_chunk=done, same=same)
+        state, moved = search_globally(data, state, references, rows, search, on_chunk=done, mates=mates)
     state = _with_presence(state, measure_fits(data, state, references, radius, config))
     placed = len(np.intersect1d(absent, state.present))
     return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed, len(junk))
