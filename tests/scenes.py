@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import starfile
 import torch
 
@@ -72,7 +73,11 @@ def make_scene(folder: Path, junk: float = 0.0) -> Scene:
     volume = volume_from_map(density)
     is_junk = np.zeros(PARTICLES, bool)
     if junk:
-        is_junk = starfile.read(folder / "particles.star")["particles"]["cryoaiJunk"].to_numpy() == 1
+        blocks = starfile.read(folder / "particles.star", always_dict=True)
+        assert isinstance(blocks, dict)
+        table = blocks["particles"]
+        assert isinstance(table, pd.DataFrame)
+        is_junk = table["cryoaiJunk"].to_numpy() == 1
     # The simulation scales the images; the map follows by least squares.
     shown = np.flatnonzero(~is_junk)
     batch = data.batch(shown)

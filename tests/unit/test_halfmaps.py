@@ -260,7 +260,7 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)
     state = RefinementState(
         rotation, torch.ones(count, 2), rows % 2, torch.ones(box // 2), zeros, zeros, zeros,
-        torch.ones(count), np.zeros(count, bool), np.zeros(count, bool), torch.ones(count),
+        torch.ones(count), np.zeros(count, bool), torch.ones(count),
     )  # fmt: skip
     result = ReconstructionResult(
         tmp_path, ReconstructConfig(), particles, state, halves,
