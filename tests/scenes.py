@@ -6,9 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
-import starfile
 import torch
+from star_blocks import read_blocks
 
 from cryoai import Map, ParticleSet, Pose, read_map, read_particles
 from cryoai.geometry.fourier import full_radius
@@ -73,11 +72,7 @@ def make_scene(folder: Path, junk: float = 0.0) -> Scene:
     volume = volume_from_map(density)
     is_junk = np.zeros(PARTICLES, bool)
     if junk:
-        blocks = starfile.read(folder / "particles.star", always_dict=True)
-        assert isinstance(blocks, dict)
-        table = blocks["particles"]
-        assert isinstance(table, pd.DataFrame)
-        is_junk = table["cryoaiJunk"].to_numpy() == 1
+        is_junk = read_blocks(folder / "particles.star")["particles"]["cryoaiJunk"].to_numpy() == 1
     # The simulation scales the images; the map follows by least squares.
     shown = np.flatnonzero(~is_junk)
     batch = data.batch(shown)
