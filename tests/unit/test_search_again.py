@@ -64,14 +64,6 @@ def test_where_a_good_fit_does_not_tell_all_are_searched_until_they_are_confirme
     assert search(scene, confirmed, chosen)[1].searched == 0
 
 
-def fits(junk: np.ndarray) -> Fits:
-    """Of good poses, and of images that show something else."""
-    gain, expected = torch.full((2, PARTICLES), 200.0)
-    difference = torch.full((PARTICLES,), 100.0)
-    gain[junk], difference[junk] = -160.0, -20.0
-    return Fits(gain, expected, difference)
-
-
 def test_junk_is_not_searched_and_what_is_posed_wrongly_is_found(tmp_path: Path) -> None:
     """Both fit nothing where they are; only the ones would elsewhere."""
     scene = make_scene(tmp_path, junk=0.3)
@@ -91,6 +83,15 @@ def test_where_all_that_fits_nothing_is_junk_nothing_is_searched(tmp_path: Path)
     state, done = search(scene, scene.state, SearchRound(round=3, doubt=4.0))
     assert done.left_out > 0.9 * scene.is_junk.sum() and done.searched < 0.1 * scene.is_junk.sum()
     assert (off(scene, state, np.flatnonzero(~scene.is_junk)) < 0.2).all()
+    scene.data.close()
+
+
+def test_next_to_no_junk_is_searched_with_the_rest(tmp_path: Path) -> None:
+    """It may as well be particles of little contrast."""
+    scene = make_scene(tmp_path, junk=0.01)
+    _, done = search(scene, scene.state, SearchRound(round=1, doubt=3.0))
+    assert 0 < scene.is_junk.sum() < 0.02 * PARTICLES
+    assert done.left_out == 0 and done.absent == scene.is_junk.sum()
     scene.data.close()
 
 

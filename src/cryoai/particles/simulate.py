@@ -188,6 +188,8 @@ class Simulator:
         clean = clean.clone()
         clean[torch.from_numpy(shows == Shows.NOTHING)] = 0
         chosen = shows == Shows.BLOBS
+        if not chosen.any():
+            return clean
         blobs = make_blobs(np.pad(chosen, (0, self._chunk - len(chosen))), self._disk, self._stream(start, _BLOBS))
         if ctf is not None:
             blobs = blobs * compute_ctf(ctf[chosen], self._disk, self.pixel_size)
