@@ -12,6 +12,7 @@ from star_blocks import read_blocks
 from cryoai import Map, ParticleSet, Pose, read_map, read_particles
 from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
+from cryoai.particles.junk import JunkShares
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings
 from cryoai.particles.write_simulation import write_simulation
@@ -60,7 +61,7 @@ class Scene:
 
 def make_scene(folder: Path, junk: float = 0.0) -> Scene:
     """Simulate the particles, a share of them junk, into a folder and read them."""
-    settings = SimulationSettings(PARTICLES, snr_db=0.0, shift_sigma=10.0, seed=11, junk=junk)
+    settings = SimulationSettings(PARTICLES, snr_db=0.0, shift_sigma=10.0, seed=11, junk=JunkShares.in_halves(junk))
     written = write_simulation(make_phantom(BOX, PIXEL_SIZE), settings, folder)
     particles = read_particles(folder / "particles.star")
     assert particles.pose is not None

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from cryoai.errors import InputError
 from cryoai.io import density_from_structure, read_structure
+from cryoai.io.structure import split_chains
 
 LINE = "ATOM  {i:5d} {atom:<4s} {res} A{n:4d}    {x:8.3f}{y:8.3f}{z:8.3f}  1.00{b:6.2f}          {element:>2s}\n"
 
@@ -106,3 +108,38 @@ def test_structures_that_cannot_be_read(tmp_path):
     (tmp_path / "a.txt").write_text("hello")
     with pytest.raises(InputError):
         read_structure(tmp_path / "a.txt")
+
+
+@pytest.mark.parametrize(
+    ("text", "path", "chains"),
+    [
+        ("a/model.cif", "a/model.cif", None),
+        ("a/model.cif.gz:AA", "a/model.cif.gz", ("AA",)),
+        ("model.pdb:A, B,C", "model.pdb", ("A", "B", "C")),
+        ("C:\\\\data\\\\model.pdb", "C:\\\\data\\\\model.pdb", None),
+    ],
+)
+def test_chains_follow_a_colon(text, path, chains):
+    assert split_chains(text) == (Path(path), chains)
+
+
+def test_a_file_may_have_such_a_name(tmp_path):
+    path = make_pdb(tmp_path / "a.pdb:B", [("C", "ALA", (0, 0, 0))])
+    assert split_chains(path) == (path, None)
+
+
+def test_some_chains_of_a_structure(tmp_path):
+    atoms = [("C", "ALA", (0, 0, 0)), ("C", "ALA", (8, 0, 0)), ("C", "ALA", (0, 6, 0))]
+    path = make_pdb(tmp_path / "a.pdb", atoms)
+    lines = path.read_text().splitlines()
+    path.write_text(
+        "\n".join(line[:21] + chain + line[22:] for line, chain in zip(lines, "ABC", strict=False)) + "\nEND\n"
+    )
+    assert [chain.name for chain in read_structure(path, ["C", "A"])[0]] == ["A", "C"]
+    whole, two = (density_from_structure(path, 24, 1.0, chains=chains).density for chains in (None, ("A", "C")))
+    assert two.sum() == pytest.approx(whole.sum() * 2 / 3, rel=0.01)
+    # Their own centre of mass is in the middle.
+    centre = [(two * (np.indices(two.shape)[axis] - 12)).sum() / two.sum() for axis in range(3)]
+    np.testing.assert_allclose(centre, 0, atol=0.1)
+    with pytest.raises(InputError, match=r"there is no chain 'D'; choose from A, B, C"):
+        read_structure(path, ["A", "D"])

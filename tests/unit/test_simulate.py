@@ -11,8 +11,10 @@ from cryoai.errors import InputError
 from cryoai.geometry.fourier import images_to_disk, make_fourier_disk
 from cryoai.io import StackReader, read_map, read_particles, write_map
 from cryoai.metrics.fsc import compute_fsc
+from cryoai.particles.fit_map import fit_map_to_box
+from cryoai.particles.junk import JunkShares
 from cryoai.particles.phantom import make_phantom
-from cryoai.particles.simulate import CHUNK, SimulationSettings, Simulator, draw_ctf, fit_map_to_box
+from cryoai.particles.simulate import CHUNK, SimulationSettings, Simulator, draw_ctf
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.physics.ctf import compute_ctf
 from cryoai.types import Map, Pose
@@ -131,7 +133,10 @@ def test_coloured_noise_has_its_spectrum_and_its_variance(box):
 
 def test_junk_takes_the_place_of_particles_and_of_nothing_else(true_map):
     settings = SimulationSettings(1000, 10.0, seed=6)
-    plain, mixed = (list(Simulator(true_map, replace(settings, junk=share)).chunks()) for share in (0.0, 0.4))
+    plain, mixed = (
+        list(Simulator(true_map, replace(settings, junk=JunkShares.in_halves(share))).chunks())
+        for share in (0.0, 0.4)
+    )
     is_junk = np.concatenate([chunk.is_junk for chunk in mixed])
     assert is_junk.mean() == pytest.approx(0.4, abs=0.05)
     assert not any(chunk.is_junk.any() for chunk in plain)
@@ -153,7 +158,11 @@ def test_junk_takes_the_place_of_particles_and_of_nothing_else(true_map):
 
 def test_junk_does_not_depend_on_how_much_there_is(true_map):
     few, many = (
-        list(Simulator(true_map, SimulationSettings(n, snr_db=0.0, junk=0.3, contrast_spread=0.2)).chunks())
+        list(
+            Simulator(
+                true_map, SimulationSettings(n, snr_db=0.0, junk=JunkShares.in_halves(0.3), contrast_spread=0.2)
+            ).chunks()
+        )
         for n in (1001, 1300)
     )
     for a, b in zip(few, many, strict=True):
@@ -164,7 +173,10 @@ def test_junk_does_not_depend_on_how_much_there_is(true_map):
 
 def test_blobs_are_imaged_by_the_microscope():
     phantom, disk = make_phantom(32, 6.0), make_fourier_disk(32)
-    bare, imaged = (simulate_chunk(phantom, 100, junk=0.9, seed=1, use_ctf=use_ctf) for use_ctf in (False, True))
+    bare, imaged = (
+        simulate_chunk(phantom, 100, junk=JunkShares.in_halves(0.9), seed=1, use_ctf=use_ctf)
+        for use_ctf in (False, True)
+    )
     blobs = bare.is_junk & (bare.images.var((1, 2)) > 0)
     assert 20 < blobs.sum() < 70
     # A bare blob is a bright spot.
@@ -315,9 +327,9 @@ def test_command_marks_junk(tmp_path, capsys):
     particles = read_particles(star)
     marks = particles.source.particles["cryoaiJunk"].astype(int)
     assert set(marks) == {0, 1}
-    assert f"{marks.sum()} of them show no particle" in capsys.readouterr().out
+    assert f"{marks.sum()} of them are junk" in capsys.readouterr().out
     settings = SimulationSettings(
-        60, 0.0, junk=0.5, contrast_spread=0.15, noise_colour=3.0, preferred_share=0.5,
+        60, 0.0, junk=JunkShares.in_halves(0.5), contrast_spread=0.15, noise_colour=3.0, preferred_share=0.5,
         preferred_angle=math.radians(20),
     )  # fmt: skip
     chunk = next(Simulator(make_phantom(16, 10.0), settings).chunks())
@@ -329,7 +341,7 @@ def test_command_marks_junk(tmp_path, capsys):
 
 def test_without_junk_there_is_no_mark(tmp_path, capsys):
     assert "cryoaiJunk" not in read_particles(run(tmp_path, snr_db=0.0)).source.particles
-    assert "no particle" not in capsys.readouterr().out
+    assert "are junk" not in capsys.readouterr().out
 
 
 def test_command_takes_a_map_and_another_files_ctfs_and_poses(tmp_path, true_map):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 if TYPE_CHECKING:
+    from cryoai.particles.mixture_file import Mixture
     from cryoai.particles.simulate import SimulationSettings
     from cryoai.particles.write_simulation import WrittenSimulation
     from cryoai.types import CtfParameters, Map, Pose
@@ -22,6 +23,7 @@ def simulate(
     map_: Annotated[Path | None, Parameter(name="--map")] = None,
     voxel_size: float | None = None,
     phantom: Annotated[bool, Parameter(negative="")] = False,
+    mixture: Path | None = None,
     box_size: int,
     pixel_size: float,
     n_particles: int,
@@ -40,21 +42,24 @@ def simulate(
     overwrite: Annotated[bool, Parameter(negative="")] = False,
     quiet: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
-    """Simulate particles of a known molecule, with their true poses.
+    """Simulate particles of a known molecule, or of a mixture, with their true poses.
 
-    Writes particles.mrcs, particles.star and true_map.mrc into the output folder. The molecule is one of
-    --structure, --map and --phantom.
+    Writes particles.mrcs, particles.star and true_map.mrc (of a mixture true_map1.mrc and so on) into the output
+    folder. What they show is one of --structure, --map, --phantom and --mixture.
 
     Parameters
     ----------
     structure
-        Atomic model (PDB or mmCIF).
+        Atomic model (PDB or mmCIF); model.cif:A,B takes two of its chains only.
     map_
         Density map (MRC); resampled to the pixel size, then cropped or padded to the box.
     voxel_size
         Å, of the map, in place of its header's.
     phantom
         The built-in test molecule.
+    mixture
+        YAML file with species (structure, map or phantom, each with a share of the images), and shares of junk
+        (noise, blobs, pairs, edges). The columns rlnClassNumber and cryoaiShows of particles.star tell them.
     box_size
         Edge of the images, px.
     pixel_size
@@ -63,7 +68,7 @@ def simulate(
         Number of images.
     snr_db
         Signal-to-noise ratio in dB: 10 log10(variance of the signal / variance of the noise). No noise by
-        default.
+        default. Of a mixture that of each species, unless its file says snr: all.
     shift_sigma
         Standard deviation of the translations along x and along y, Å.
     ctf_from
@@ -94,12 +99,20 @@ def simulate(
     quiet
         Show no progress.
     """
+    from cryoai.errors import InputError
+
     _check_options(box_size, pixel_size, n_particles, snr_db, shift_sigma, seed)
-    _check_sources(structure, map_, voxel_size, phantom, ctf_from, no_ctf)
+    _check_sources(structure, map_, voxel_size, phantom, mixture, ctf_from, no_ctf)
     _check_imperfections(snr_db, contrast_spread, noise_colour, junk)
+    if mixture is not None and junk:
+        raise InputError("--junk and --mixture contradict each other", advice="give junk in the mixture's file")
     _check_views(preferred_share, preferred_angle, poses_from)
     from cryoai.particles.simulate import SimulationSettings
 
+    what = _read_what(structure, map_, voxel_size, mixture, junk, box_size, pixel_size)
+    if what.junk.total and snr_db is None:
+        # Images of noise alone would be empty.
+        raise InputError("junk needs noise", advice="give --snr-db")
     settings = SimulationSettings(
         n_particles=n_particles,
         snr_db=snr_db,
@@ -110,13 +123,13 @@ def simulate(
         seed=seed,
         contrast_spread=contrast_spread,
         noise_colour=noise_colour,
-        junk=junk,
+        junk=what.junk,
         preferred_share=preferred_share,
         preferred_angle=math.radians(preferred_angle),
+        equal_signal=what.equal_signal,
     )
-    true_map = _make_map(structure, map_, voxel_size, box_size, pixel_size)
-    written = _write_with_progress(true_map, settings, output, overwrite, quiet)
-    _print_summary(written, true_map, snr_db)
+    written = _write_with_progress(what, settings, output, overwrite, quiet)
+    _print_summary(written, what, snr_db)
 
 
 def _check_options(
@@ -147,10 +160,8 @@ def _check_imperfections(snr_db: float | None, contrast_spread: float, noise_col
         raise InputError(f"--noise-colour {noise_colour:g} is not a surplus of power", advice="use 0 or more")
     if not 0 <= junk < 1:
         raise InputError(f"--junk {junk:g} is not a share below 1", advice="use 0 or more, and less than 1")
-    for option, value in (("--noise-colour", noise_colour), ("--junk", junk)):
-        # Half of the junk is noise alone, which without noise would be empty images.
-        if value and snr_db is None:
-            raise InputError(f"{option} needs noise", advice="give --snr-db")
+    if noise_colour and snr_db is None:
+        raise InputError("--noise-colour needs noise", advice="give --snr-db")
 
 
 def _check_views(preferred_share: float, preferred_angle: float, poses_from: Path | None) -> None:
@@ -172,13 +183,15 @@ def _check_sources(
     map_: Path | None,
     voxel_size: float | None,
     phantom: bool,
+    mixture: Path | None,
     ctf_from: Path | None,
     no_ctf: bool,
 ) -> None:
     from cryoai.errors import InputError
 
-    if (structure is not None) + (map_ is not None) + phantom != 1:
-        raise InputError("there must be one molecule", advice="give one of --structure, --map and --phantom")
+    if (structure is not None) + (map_ is not None) + phantom + (mixture is not None) != 1:
+        advice = "give one of --structure, --map, --phantom and --mixture"
+        raise InputError("there must be one molecule, or one mixture", advice=advice)
     if voxel_size is not None and map_ is None:
         raise InputError("--voxel-size belongs to --map", advice="leave it out; --pixel-size sets the images'")
     if voxel_size is not None and not (voxel_size > 0 and math.isfinite(voxel_size)):
@@ -214,17 +227,38 @@ def _draw_poses(path: Path, count: int, shift_sigma: float, seed: int) -> Pose:
     return Pose(rotation, rng.normal(0, shift_sigma, (count, 2)).astype(np.float32))
 
 
+def _read_what(
+    structure: Path | None,
+    map_: Path | None,
+    voxel_size: float | None,
+    mixture: Path | None,
+    junk: float,
+    box_size: int,
+    pixel_size: float,
+) -> Mixture:
+    """The molecules on the grid of the simulation; a single one is a mixture, too."""
+    from cryoai.particles.junk import JunkShares
+    from cryoai.particles.mixture_file import Mixture, read_mixture
+    from cryoai.particles.simulate import Species
+
+    if mixture is not None:
+        return read_mixture(mixture, box_size, pixel_size)
+    true_map = _make_map(structure, map_, voxel_size, box_size, pixel_size)
+    return Mixture((Species(true_map, 1 - junk),), JunkShares.in_halves(junk), equal_signal=True)
+
+
 def _make_map(
     structure: Path | None, map_: Path | None, voxel_size: float | None, box_size: int, pixel_size: float
 ) -> Map:
-    """The molecule on the grid of the simulation."""
     if structure is not None:
         from cryoai.io import density_from_structure
+        from cryoai.io.structure import split_chains
 
-        return density_from_structure(structure, box_size, pixel_size)
+        file, chains = split_chains(structure)
+        return density_from_structure(file, box_size, pixel_size, chains=chains)
     if map_ is not None:
         from cryoai.io import read_map
-        from cryoai.particles.simulate import fit_map_to_box
+        from cryoai.particles.fit_map import fit_map_to_box
 
         return fit_map_to_box(read_map(map_, voxel_size=voxel_size), box_size, pixel_size)
     from cryoai.particles.phantom import make_phantom
@@ -233,7 +267,7 @@ def _make_map(
 
 
 def _write_with_progress(
-    true_map: Map, settings: SimulationSettings, output: Path, overwrite: bool, quiet: bool
+    what: Mixture, settings: SimulationSettings, output: Path, overwrite: bool, quiet: bool
 ) -> WrittenSimulation:
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -244,7 +278,7 @@ def _write_with_progress(
     with Progress(*columns, console=Console(stderr=True), disable=quiet) as progress:
         task = progress.add_task("Simulating particles", total=settings.n_particles)
         return write_simulation(
-            true_map,
+            what.species,
             settings,
             output,
             on_chunk=lambda done: progress.update(task, completed=done),
@@ -252,10 +286,14 @@ def _write_with_progress(
         )
 
 
-def _print_summary(written: WrittenSimulation, true_map: Map, snr_db: float | None) -> None:
+def _print_summary(written: WrittenSimulation, what: Mixture, snr_db: float | None) -> None:
     noise = "no noise" if snr_db is None else f"noise variance {written.noise_variance:.4g} ({snr_db:g} dB)"
-    junk = f"; {written.n_junk} of them show no particle (cryoaiJunk)" if written.n_junk else ""
+    junk = f"; {written.n_junk} of them are junk (cryoaiJunk)" if written.n_junk else ""
+    true_map = what.species[0].true_map
     print(
         f"Wrote {written.n_particles} particles of {true_map.box_size} px, {true_map.voxel_size:g} Å, to "
         f"{written.star_path}: signal variance {written.signal_variance:.4g}, {noise}{junk}"
     )
+    if len(what.species) > 1:
+        counts = zip(what.species, written.n_of_species, strict=True)
+        print("Species: " + ", ".join(f"{one.name} {count}" for one, count in counts))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from collections.abc import Sequence
 from pathlib import Path
 
 import gemmi
@@ -22,18 +24,32 @@ _LARGEST_DOUBLED_BOX = 192
 """px; above this the fine grid is 1.5 times the box instead of twice, which keeps it below a few GiB."""
 
 
-def read_structure(path: str | Path) -> gemmi.Structure:
+def split_chains(text: str | Path) -> tuple[Path, tuple[str, ...] | None]:
+    """A structure's path and the chains that are wanted of it: ``model.cif:A,B`` names two, ``model.cif`` all.
+
+    A file that has such a name itself is that file. Chains are those that the authors name (gemmi's).
+    """
+    path = Path(text)
+    named = re.fullmatch(r"(.*\.[A-Za-z0-9]+):([^:/\\]*)", str(text))
+    if named is None or path.exists():
+        return path, None
+    return Path(named[1]), tuple(chain.strip() for chain in named[2].split(","))
+
+
+def read_structure(path: str | Path, chains: Sequence[str] | None = None) -> gemmi.Structure:
     """Read the first model of a PDB or mmCIF file without its waters and hydrogens.
 
     Parameters
     ----------
     path
         ``.pdb``, ``.ent`` or ``.cif``; gzipped too.
+    chains
+        Those that are wanted, by the authors' names; all by default.
 
     Raises
     ------
     InputError
-        Missing, unreadable, or without atoms.
+        Missing, unreadable, without atoms, or without one of the chains.
     """
     path = Path(path)
     try:
@@ -56,11 +72,28 @@ def read_structure(path: str | Path) -> gemmi.Structure:
         del structure[-1]
     if len(structure) == 0 or structure[0].count_atom_sites() == 0:
         raise InputError("holds no atoms besides waters and hydrogens", file=path)
+    if chains is not None:
+        _keep_chains(structure[0], chains, path)
     return structure
 
 
+def _keep_chains(model: gemmi.Model, chains: Sequence[str], path: Path) -> None:
+    known = list(dict.fromkeys(chain.name for chain in model))
+    for wanted in chains:
+        if wanted not in known:
+            raise InputError(f"there is no chain {wanted!r}", file=path, advice=f"choose from {', '.join(known)}")
+    for index in reversed(range(len(model))):
+        if model[index].name not in chains:
+            del model[index]
+
+
 def density_from_structure(
-    path: str | Path, box_size: int, voxel_size: float, *, b_factor_offset: float = 0.0
+    path: str | Path,
+    box_size: int,
+    voxel_size: float,
+    *,
+    b_factor_offset: float = 0.0,
+    chains: Sequence[str] | None = None,
 ) -> Map:
     """The electrostatic potential of an atomic model on a grid, by electron form factors.
 
@@ -78,6 +111,8 @@ def density_from_structure(
         Å.
     b_factor_offset
         Å², added to every atom's B factor; positive blurs.
+    chains
+        As `read_structure` takes them; their own centre of mass is put into the middle.
 
     Returns
     -------
@@ -90,7 +125,7 @@ def density_from_structure(
     InputError
         As `read_structure`; or the model does not fit into the box.
     """
-    structure = read_structure(path)
+    structure = read_structure(path, chains)
     model = structure[0]
     _centre(model)
     _check_fits(model, box_size, voxel_size, Path(path))

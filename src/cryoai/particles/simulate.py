@@ -3,18 +3,27 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from cryoai.errors import InputError
-from cryoai.geometry.fourier import crop_or_pad, disk_to_images, make_fourier_disk, resample
+from cryoai.geometry.fourier import disk_to_images, make_fourier_disk
 from cryoai.geometry.rotations import euler_zyz_to_rotation, random_rotations
-from cryoai.particles.junk import Shows, draw_contents, make_blobs
+from cryoai.particles.junk import (
+    NO_JUNK,
+    JunkShares,
+    Shows,
+    draw_contents,
+    draw_pair_offsets,
+    make_blobs,
+    make_edges,
+)
 from cryoai.physics.ctf import compute_ctf
 from cryoai.physics.image_formation import form_images_quickly
 from cryoai.physics.noise import make_coloured_noise, make_white_noise
@@ -29,7 +38,26 @@ _VARIANCE_IMAGES = 1000
 """Enough images for their variance to be known to better than one per cent."""
 _SMALLEST_CONTRAST = 0.1
 # What is drawn from a stream of its own in each chunk leaves everything else as it is without it.
-_CONTRAST, _VIEWS, _CONTENTS, _BLOBS = range(4)
+_CONTRAST, _VIEWS, _CONTENTS, _BLOBS, _SPECIES, _PAIRS, _EDGES = range(7)
+
+
+@dataclass(frozen=True)
+class Species:
+    """One of the molecules of a set.
+
+    Attributes
+    ----------
+    true_map
+        The molecule, protein positive.
+    share
+        How much of it there is, compared with the others.
+    name
+        Without blanks.
+    """
+
+    true_map: Map
+    share: float = 1.0
+    name: str = "particle"
 
 
 @dataclass(frozen=True)
@@ -41,7 +69,7 @@ class SimulationSettings:
     n_particles
         Number of images.
     snr_db
-        10 log₁₀(variance of the noise-free images / variance of the noise); None for no noise.
+        10 log₁₀(variance of the noise-free particles / variance of the noise); None for no noise.
     shift_sigma
         Å, standard deviation of the translation along x and along y.
     use_ctf
@@ -57,13 +85,15 @@ class SimulationSettings:
     noise_colour
         Surplus of the noise's power at the zero frequency (`make_coloured_noise`); 0 for white noise.
     junk
-        Share of the images, drawn one by one, that show no particle (0 to 1): half of them noise alone, half
-        one to three Gaussian blobs of the particles' variance (`make_blobs`).
+        Shares of the images, drawn one by one, that show something else than one particle.
     preferred_share
         Share of the particles, drawn one by one, whose viewing direction lies within ``preferred_angle`` of
         the molecule's z axis, uniformly there; of drawn poses only.
     preferred_angle
         Radians.
+    equal_signal
+        Scale every species to the same variance, so that the SNR is that of each. Otherwise their maps are
+        taken as they are, and the SNR is that of all particles together.
     """
 
     n_particles: int
@@ -75,9 +105,10 @@ class SimulationSettings:
     seed: int = 0
     contrast_spread: float = 0.0
     noise_colour: float = 0.0
-    junk: float = 0.0
+    junk: JunkShares = NO_JUNK
     preferred_share: float = 0.0
     preferred_angle: float = math.radians(20)
+    equal_signal: bool = True
 
 
 @dataclass(frozen=True)
@@ -92,14 +123,22 @@ class SimulatedChunk:
         The true poses; where there is no particle, what its pose would have been.
     ctf
         None for a perfect microscope.
-    is_junk
-        Which images show no particle.
+    shows
+        What each image shows (`Shows`).
+    species
+        Which of the species each particle is, counted from 0; where there is none, what it would have been.
     """
 
     images: Float[np.ndarray, "n box box"]
     pose: Pose
     ctf: CtfParameters | None
-    is_junk: Bool[np.ndarray, " n"]
+    shows: Int[np.ndarray, " n"]
+    species: Int[np.ndarray, " n"]
+
+    @property
+    def is_junk(self) -> Bool[np.ndarray, " n"]:
+        """Which images show something else than one particle."""
+        return self.shows != Shows.PARTICLE
 
 
 def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
@@ -126,8 +165,19 @@ def draw_ctf(count: int, rng: np.random.Generator) -> CtfParameters:
     )
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """What is random about a chunk's particles but for noise and junk; the generator goes on to make noise."""
+
+    pose: Pose
+    ctf: CtfParameters | None
+    contrast: Float[Tensor, " n"] | None
+    species: Int[np.ndarray, " n"]
+    generator: torch.Generator
+
+
 class Simulator:
-    """Makes the images of a map; memory does not depend on their number.
+    """Makes the images of one or several molecules; memory does not depend on their number.
 
     Particle i is the same (to rounding) however many others are made, but for the common scale when there
     are fewer than 1000 of them; and whichever other images are junk.
@@ -138,25 +188,44 @@ class Simulator:
 
     Parameters
     ----------
-    true_map
-        The molecule, protein positive.
+    molecules
+        The molecule, protein positive; or several, of one box and voxel size.
     settings
         What to simulate.
 
     Attributes
     ----------
+    species
+        The molecules.
     signal_variance, noise_variance
         Of a pixel, over the set as if all of it were particles, before the images are scaled to unit variance
         (the map's units, squared).
+
+    Raises
+    ------
+    InputError
+        A map is empty, or the maps' boxes differ.
     """
 
-    def __init__(self, true_map: Map, settings: SimulationSettings) -> None:
+    def __init__(self, molecules: Map | Sequence[Species], settings: SimulationSettings) -> None:
         self.settings = settings
-        self.pixel_size = true_map.voxel_size
-        self._volume = volume_from_map(torch.from_numpy(np.array(true_map.density, dtype=np.float32)))
-        self._disk = make_fourier_disk(true_map.box_size)
-        self._chunk = min(CHUNK, max(1, _CHUNK_PIXELS // true_map.box_size**2))
-        self.signal_variance = self._measure_signal()
+        self.species = (Species(molecules),) if isinstance(molecules, Map) else tuple(molecules)
+        first = self.species[0].true_map
+        for other in self.species:
+            if (other.true_map.box_size, other.true_map.voxel_size) != (first.box_size, first.voxel_size):
+                raise InputError("the maps of a mixture differ in box or voxel size", advice="resample them first")
+        self.pixel_size = first.voxel_size
+        self._volumes = [
+            volume_from_map(torch.from_numpy(np.array(one.true_map.density, dtype=np.float32)))
+            for one in self.species
+        ]
+        self._disk = make_fourier_disk(first.box_size)
+        self._chunk = min(CHUNK, max(1, _CHUNK_PIXELS // first.box_size**2))
+        shares = np.array([one.share for one in self.species], float)
+        self._shares = shares / shares.sum()
+        variances = [self._measure_signal(number) for number in range(len(self.species))]
+        self.signal_variance = float(np.dot(self._shares, variances))
+        self._factors = [math.sqrt(self.signal_variance / v) if settings.equal_signal else 1.0 for v in variances]
         db = settings.snr_db
         self.noise_variance = 0.0 if db is None else self.signal_variance / 10 ** (db / 10)
 
@@ -164,16 +233,16 @@ class Simulator:
         """All particles, at most `CHUNK` at a time."""
         scale = 1 / math.sqrt(self.signal_variance + self.noise_variance)
         for start in range(0, self.settings.n_particles, self._chunk):
-            clean, pose, ctf, generator = self._clean_chunk(start)
-            is_junk = np.zeros(len(clean), bool)
-            if self.settings.junk:
+            drawn = self._draw(start)
+            clean = self._particles(drawn)
+            shows = np.full(len(clean), int(Shows.PARTICLE))
+            if self.settings.junk.total:
                 shows = draw_contents(self._chunk, self.settings.junk, self._stream(start, _CONTENTS))[: len(clean)]
-                is_junk = shows != Shows.PARTICLE
-                clean = self._with_junk(clean, shows, ctf, start)
+                clean = self._with_junk(clean, shows, drawn, start)
             if self.noise_variance:
                 # Drawn for a whole chunk even where less is left, so that no particle's noise depends on n.
-                clean = clean + self._noise(generator)[: len(clean)]
-            yield SimulatedChunk((clean * scale).numpy(), pose, ctf, is_junk)
+                clean = clean + self._noise(drawn.generator)[: len(clean)]
+            yield SimulatedChunk((clean * scale).numpy(), drawn.pose, drawn.ctf, shows, drawn.species)
 
     def _noise(self, generator: torch.Generator) -> Float[Tensor, "chunk box box"]:
         box, deviation, colour = self._disk.box_size, math.sqrt(self.noise_variance), self.settings.noise_colour
@@ -182,42 +251,66 @@ class Simulator:
         return make_coloured_noise(self._chunk, box, colour, self.pixel_size, deviation, generator)
 
     def _with_junk(
-        self, clean: Float[Tensor, "n box box"], shows: Int[np.ndarray, " n"], ctf: CtfParameters | None, start: int
+        self, clean: Float[Tensor, "n box box"], shows: Int[np.ndarray, " n"], drawn: _Drawn, start: int
     ) -> Float[Tensor, "n box box"]:
-        """The images, with those that show no particle in their places."""
+        """The images, with those that show something else in their places."""
         clean = clean.clone()
-        clean[torch.from_numpy(shows == Shows.NOTHING)] = 0
-        chosen = shows == Shows.BLOBS
-        if not chosen.any():
-            return clean
-        blobs = make_blobs(np.pad(chosen, (0, self._chunk - len(chosen))), self._disk, self._stream(start, _BLOBS))
-        if ctf is not None:
-            blobs = blobs * compute_ctf(ctf[chosen], self._disk, self.pixel_size)
+        makers = {Shows.BLOBS: self._blobs, Shows.PAIR: self._pairs, Shows.EDGE: self._edges}
+        clean[torch.from_numpy(shows == Shows.NOISE)] = 0
+        for kind, make in makers.items():
+            chosen = shows == kind
+            if chosen.any():
+                clean[torch.from_numpy(chosen)] = make(chosen, drawn, start)
+        return clean
+
+    def _blobs(self, chosen: Bool[np.ndarray, " n"], drawn: _Drawn, start: int) -> Float[Tensor, "chosen box box"]:
+        blobs = make_blobs(self._of_chunk(chosen), self._disk, self._stream(start, _BLOBS))
+        if drawn.ctf is not None:
+            blobs = blobs * compute_ctf(drawn.ctf[chosen], self._disk, self.pixel_size)
         images = disk_to_images(blobs, self._disk)
         # Each as strong as a particle on average: the CTF takes nearly all of a wide blob.
         variance = images.square().mean((-2, -1), keepdim=True).clamp(min=1e-30)
-        clean[torch.from_numpy(chosen)] = images * (self.signal_variance / variance).sqrt()
-        return clean
+        return images * (self.signal_variance / variance).sqrt()
+
+    def _edges(self, chosen: Bool[np.ndarray, " n"], drawn: _Drawn, start: int) -> Float[Tensor, "chosen box box"]:
+        edges = make_edges(self._of_chunk(chosen), self._disk.box_size, self._stream(start, _EDGES))
+        return edges * math.sqrt(self.signal_variance)
+
+    def _pairs(self, chosen: Bool[np.ndarray, " n"], drawn: _Drawn, start: int) -> Float[Tensor, "chosen box box"]:
+        """Each particle moved aside, and a second one beside it."""
+        rng = self._stream(start, _PAIRS)
+        offset = draw_pair_offsets(self._chunk, rng)[: len(chosen)] * self._disk.box_size * self.pixel_size
+        rotation = Rotation.random(self._chunk, rng=rng).as_matrix().astype(np.float32)[: len(chosen)]
+        species = rng.choice(len(self.species), self._chunk, p=self._shares)[: len(chosen)]
+        pose = drawn.pose
+        first = replace(drawn, pose=Pose(pose.rotation, pose.translation + offset))
+        second = replace(drawn, pose=Pose(rotation, pose.translation - offset), species=species)
+        return self._particles(first, chosen) + self._particles(second, chosen)
+
+    def _of_chunk(self, chosen: Bool[np.ndarray, " n"]) -> Bool[np.ndarray, " chunk"]:
+        """A choice among the particles that are wanted as one among those of a whole chunk."""
+        return np.pad(chosen, (0, self._chunk - len(chosen)))
 
     def _stream(self, start: int, purpose: int) -> np.random.Generator:
         """Random numbers of a chunk for one purpose."""
         seed = [self.settings.seed, start // self._chunk]
         return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(purpose,)))
 
-    def _measure_signal(self) -> float:
-        """Variance of the noise-free images; their mean is zero, since the Fourier disk leaves it out."""
+    def _measure_signal(self, number: int) -> float:
+        """Variance of a species' noise-free images; their mean is zero, since the Fourier disk leaves it out."""
         count = min(self.settings.n_particles, _VARIANCE_IMAGES)
         power, pixels = 0.0, 0
         for start in range(0, count, self._chunk):
-            images = self._clean_chunk(start)[0][: count - start]
+            drawn = self._draw(start)
+            images = self._particles_of(number, np.arange(len(drawn.pose)), drawn)[: count - start]
             power += float(images.double().square().sum())
             pixels += images.numel()
         if not power > 0:
             raise InputError("the map shows no density in its projections", advice="give another map")
         return power / pixels
 
-    def _clean_chunk(self, start: int) -> tuple[Tensor, Pose, CtfParameters | None, torch.Generator]:
-        """Noise-free images from ``start`` on, and the generator that goes on to make their noise.
+    def _draw(self, start: int) -> _Drawn:
+        """What is random about the particles from ``start`` on.
 
         Each chunk has its own random state, so that none needs those before it.
         """
@@ -227,16 +320,35 @@ class Simulator:
         generator = torch.Generator().manual_seed(int(rng.integers(2**62)))
         pose = self._poses(start, generator)[:count]
         ctf = self._ctfs(start, rng)[:count] if settings.use_ctf else None
-        image = form_images_quickly(
-            self._volume, torch.from_numpy(pose.rotation), torch.from_numpy(pose.translation),
-            None if ctf is None else compute_ctf(ctf, self._disk, self.pixel_size), self._disk, self.pixel_size,
-        )  # fmt: skip
-        clean = disk_to_images(image, self._disk)
+        contrast = None
         if settings.contrast_spread:
             factor = self._stream(start, _CONTRAST).normal(1, settings.contrast_spread, self._chunk)
-            factor = torch.from_numpy(factor.clip(min=_SMALLEST_CONTRAST).astype(np.float32))
-            clean = clean * factor[:count, None, None]
-        return clean, pose, ctf, generator
+            contrast = torch.from_numpy(factor.clip(min=_SMALLEST_CONTRAST).astype(np.float32))[:count]
+        species = self._stream(start, _SPECIES).choice(len(self.species), self._chunk, p=self._shares)[:count]
+        return _Drawn(pose, ctf, contrast, species, generator)
+
+    def _particles(
+        self, drawn: _Drawn, chosen: Bool[np.ndarray, " n"] | None = None
+    ) -> Float[Tensor, "chosen box box"]:
+        """Noise-free images of some particles, or of all."""
+        rows = np.arange(len(drawn.pose)) if chosen is None else np.flatnonzero(chosen)
+        images = torch.empty(len(rows), self._disk.box_size, self._disk.box_size)
+        for number in np.unique(drawn.species[rows]).tolist():
+            of_it = drawn.species[rows] == number
+            images[torch.from_numpy(of_it)] = self._particles_of(number, rows[of_it], drawn) * self._factors[number]
+        return images
+
+    def _particles_of(
+        self, number: int, rows: Int[np.ndarray, " rows"], drawn: _Drawn
+    ) -> Float[Tensor, "rows box box"]:
+        """Noise-free images of one species, as its map is."""
+        pose, ctf = drawn.pose[rows], None if drawn.ctf is None else drawn.ctf[rows]
+        image = form_images_quickly(
+            self._volumes[number], torch.from_numpy(pose.rotation), torch.from_numpy(pose.translation),
+            None if ctf is None else compute_ctf(ctf, self._disk, self.pixel_size), self._disk, self.pixel_size,
+        )  # fmt: skip
+        images = disk_to_images(image, self._disk)
+        return images if drawn.contrast is None else images * drawn.contrast[torch.from_numpy(rows), None, None]
 
     def _poses(self, start: int, generator: torch.Generator) -> Pose:
         given = self.settings.pose
@@ -264,40 +376,3 @@ class Simulator:
         if given is None:
             return draw_ctf(self._chunk, rng)
         return given[np.arange(start, start + self._chunk) % len(given)]
-
-
-def fit_map_to_box(density_map: Map, box_size: int, pixel_size: float) -> Map:
-    """A map on another grid: resampled in Fourier space, then cropped or padded with zeros.
-
-    Fourier cropping reaches only voxel sizes of (old box · old voxel size) / integer, so the map is first
-    padded by up to 32 voxels to the box that comes closest to ``pixel_size``.
-
-    Parameters
-    ----------
-    density_map
-        The map; its centre ``box // 2`` stays the centre.
-    box_size
-        px.
-    pixel_size
-        Å.
-
-    Raises
-    ------
-    InputError
-        No such box comes within 1 % of ``pixel_size``.
-    """
-    ratio = density_map.voxel_size / pixel_size
-    padded = range(density_map.box_size, density_map.box_size + 33)
-    errors = [abs(box * ratio / max(1, round(box * ratio)) - 1) for box in padded]
-    # The first that is as good as exact, so that a map that needs no padding gets none.
-    best = next((i for i, error in enumerate(errors) if error < 1e-4), int(np.argmin(errors)))
-    if errors[best] > 0.01:
-        raise InputError(
-            f"a map of {density_map.box_size} voxels of {density_map.voxel_size:g} Å cannot be resampled to "
-            f"{pixel_size:g} Å",
-            advice="choose a smaller pixel size",
-        )
-    density = torch.from_numpy(np.array(density_map.density, dtype=np.float32))
-    density = crop_or_pad(density, padded[best], (0, 1, 2))
-    density = resample(density, round(padded[best] * ratio), 3)
-    return Map(crop_or_pad(density, box_size, (0, 1, 2)).contiguous().numpy(), pixel_size)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import astuple, dataclass
 from pathlib import Path
 
@@ -16,10 +16,12 @@ from cryoai.geometry.rotations import rotation_to_euler_zyz
 from cryoai.io.mrc import write_map
 from cryoai.io.stack import StackWriter
 from cryoai.io.star import ParticleStarWriter
-from cryoai.particles.simulate import SimulatedChunk, SimulationSettings, Simulator
+from cryoai.particles.junk import Shows
+from cryoai.particles.simulate import SimulatedChunk, SimulationSettings, Simulator, Species
 from cryoai.types import CtfParameters, Map, Microscope
 
 STACK_NAME, STAR_NAME, MAP_NAME = "particles.mrcs", "particles.star", "true_map.mrc"
+_KINDS_OF_JUNK = {Shows.NOISE: "noise", Shows.BLOBS: "blobs", Shows.PAIR: "pair", Shows.EDGE: "edge"}
 _MICROSCOPE_COLUMNS = ["rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"]
 
 
@@ -36,7 +38,9 @@ class WrittenSimulation:
     signal_variance, noise_variance
         Of a pixel of the images on disk that show a particle; they sum to 1.
     n_junk
-        Number of images that show no particle.
+        Number of images that show something else than one particle.
+    n_of_species
+        Number of particles of each species.
     """
 
     star_path: Path
@@ -44,10 +48,11 @@ class WrittenSimulation:
     signal_variance: float
     noise_variance: float
     n_junk: int = 0
+    n_of_species: tuple[int, ...] = ()
 
 
 def write_simulation(
-    true_map: Map,
+    molecules: Map | Sequence[Species],
     settings: SimulationSettings,
     folder: Path,
     *,
@@ -56,7 +61,9 @@ def write_simulation(
 ) -> WrittenSimulation:
     """Simulate particles into ``particles.mrcs``, ``particles.star`` (true poses) and ``true_map.mrc``.
 
-    Where there is junk, the STAR file marks it with 1 in a column ``cryoaiJunk``.
+    Of several molecules there are ``true_map1.mrc``, ``true_map2.mrc`` and so on, in whose order
+    ``rlnClassNumber`` counts them. Where there is junk, the STAR file marks it with 1 in a column ``cryoaiJunk``
+    and gives it the class 0; ``cryoaiShows`` has the species' names and the kinds of junk.
 
     Memory does not depend on the number of particles. The files appear when everything has been written, the
     STAR file last: where it is, the data set is whole. Image names are relative to the folder, so that it may
@@ -64,8 +71,8 @@ def write_simulation(
 
     Parameters
     ----------
-    true_map
-        The molecule, protein positive; its box and voxel size become the images'.
+    molecules
+        As `Simulator` takes them; their box and voxel size become the images'.
     settings
         What to simulate.
     folder
@@ -78,35 +85,65 @@ def write_simulation(
     Raises
     ------
     InputError
-        The folder holds such files already, or cannot be written to; the map is empty.
+        The folder holds such files already, or cannot be written to; a map is empty.
     CryoAIError
         The disk is full.
     """
     folder = Path(folder)
-    existing = [name for name in (STAR_NAME, STACK_NAME, MAP_NAME) if (folder / name).exists()]
+    simulator = Simulator(molecules, settings)
+    species = simulator.species
+    maps = {name: one.true_map for name, one in zip(map_names(len(species)), species, strict=True)}
+    existing = [name for name in (STAR_NAME, STACK_NAME, *maps) if (folder / name).exists()]
     if existing and not overwrite:
         raise InputError(
             "exists already", file=folder / existing[0], advice="choose another folder, or allow overwriting"
         )
-    simulator = Simulator(true_map, settings)
+    true_map = species[0].true_map
     optics = make_optics_table(settings, true_map.box_size, true_map.voxel_size)
     stack = StackWriter(folder / STACK_NAME, settings.n_particles, true_map.box_size, true_map.voxel_size)
-    done = n_junk = 0
+    numbers = np.zeros(len(maps) + 1, int)
     # Left in reverse order: the STAR file appears after the stack that it names.
     with ParticleStarWriter(folder / STAR_NAME, optics) as star, stack:
         for chunk in simulator.chunks():
             stack.write(chunk.images)
-            table = make_particle_table(chunk, done, optics)
-            star.append(table.assign(cryoaiJunk=chunk.is_junk.astype(int)) if settings.junk else table)
-            done += len(chunk.images)
-            n_junk += int(chunk.is_junk.sum())
+            table = make_particle_table(chunk, int(numbers.sum()), optics)
+            star.append(table.assign(**_contents(chunk, species, settings)))
+            numbers += np.bincount(_class_numbers(chunk), minlength=len(numbers))
             if on_chunk is not None:
-                on_chunk(done)
-        write_map(true_map, folder / MAP_NAME)
+                on_chunk(int(numbers.sum()))
+        for name, one in maps.items():
+            write_map(one, folder / name)
+        for old in {MAP_NAME, *(path.name for path in folder.glob("true_map[1-9]*.mrc"))} - set(maps):
+            # Of a simulation that this one takes the place of.
+            (folder / old).unlink(missing_ok=True)
     total = simulator.signal_variance + simulator.noise_variance
+    n_junk, *n_of_species = numbers.tolist()
     return WrittenSimulation(
-        folder / STAR_NAME, done, simulator.signal_variance / total, simulator.noise_variance / total, n_junk
-    )
+        folder / STAR_NAME, sum(numbers.tolist()), simulator.signal_variance / total,
+        simulator.noise_variance / total, n_junk, tuple(n_of_species),
+    )  # fmt: skip
+
+
+def map_names(n_species: int) -> list[str]:
+    """Names of the files that the true maps are written to."""
+    return [MAP_NAME] if n_species == 1 else [f"true_map{number}.mrc" for number in range(1, n_species + 1)]
+
+
+def _contents(chunk: SimulatedChunk, species: Sequence[Species], settings: SimulationSettings) -> dict[str, object]:
+    """Columns that say what each image shows, where that is not one molecule in all of them."""
+    if not settings.junk.total and len(species) == 1:
+        return {}
+    names = [
+        species[number].name if kind == Shows.PARTICLE else _KINDS_OF_JUNK[Shows(kind)]
+        for kind, number in zip(chunk.shows, chunk.species, strict=True)
+    ]
+    columns: dict[str, object] = {"rlnClassNumber": _class_numbers(chunk), "cryoaiShows": names}
+    return {**columns, "cryoaiJunk": chunk.is_junk.astype(int)} if settings.junk.total else columns
+
+
+def _class_numbers(chunk: SimulatedChunk) -> Int[np.ndarray, " n"]:
+    """The species counted from 1; 0 is junk."""
+    return np.where(chunk.is_junk, 0, chunk.species + 1)
 
 
 def make_optics_table(settings: SimulationSettings, box_size: int, pixel_size: float) -> pd.DataFrame:
