@@ -17,7 +17,7 @@ from cryoai.types import Map
 PIXEL = 3.0
 
 
-def write_star(path, rotation, translation, names, junk=None):
+def write_star(path, rotation, translation, names, junk=None, classes=None):
     angles = rotation_to_euler_zyz(torch.from_numpy(rotation)).numpy()
     columns = [
         "ImageName",
@@ -31,10 +31,11 @@ def write_star(path, rotation, translation, names, junk=None):
     lines = ["data_optics", "", "loop_", "_rlnOpticsGroup #1", "_rlnOpticsGroupName #2"]
     lines += ["_rlnImagePixelSize #3", "_rlnImageSize #4", f"1 group {PIXEL} 64", "", "data_particles", ""]
     lines += ["loop_"] + [f"_rln{name} #{i + 1}" for i, name in enumerate(columns)]
-    if junk is not None:
-        lines.append("_cryoaiJunk #8")
+    for name, values in (("_cryoaiJunk", junk), ("_rlnClassNumber", classes)):
+        if values is not None:
+            lines.append(name)
     for i, (name, angle, t) in enumerate(zip(names, angles, translation, strict=True)):
-        mark = "" if junk is None else f" {junk[i]}"
+        mark = "".join(f" {values[i]}" for values in (junk, classes) if values is not None)
         lines.append(f"{name} 1 " + " ".join(f"{v:.8f}" for v in (*angle, *-t)) + mark)
     path.write_text("\n".join(lines) + "\n\n")
 
@@ -64,7 +65,7 @@ def test_maps_of_different_sampling(tmp_path):
     write_map(Map(fine.numpy(), 3.0), tmp_path / "map.mrc")
     write_map(Map(true.numpy(), 4.0), tmp_path / "true.mrc")
     figures = tmp_path / "figures.json"
-    evaluate(map_=tmp_path / "map.mrc", true_map=tmp_path / "true.mrc", json=figures)
+    evaluate(map_=[tmp_path / "map.mrc"], true_map=[tmp_path / "true.mrc"], json=figures)
     result = json.loads(figures.read_text())
     assert result["fsc_0.5_px"] == pytest.approx(2.0)
     assert result["fsc_0.5_angstrom"] == pytest.approx(8.0)
@@ -88,7 +89,7 @@ def test_poses_up_to_symmetry(tmp_path, capsys):
     names = [f"{i + 1:06d}@stack.mrcs" for i in range(60)]
     write_star(tmp_path / "true.star", rotation, np.zeros((60, 2)), names)
     write_star(tmp_path / "found.star", mates @ rotation, np.zeros((60, 2)), names)
-    up_to = figures_of(tmp_path, symmetry="d3")
+    up_to = figures_of(tmp_path, symmetry=["d3"])
     assert up_to["symmetry"] == "D3"
     assert up_to["rotation_error_mean"] < 1e-9
     assert up_to["translation_error_mean_px2"] < 1e-9
@@ -97,9 +98,9 @@ def test_poses_up_to_symmetry(tmp_path, capsys):
     assert "symmetry" not in without
     assert without["fraction_rotation_above_10deg"] > 0.5
     # The 3-fold alone explains half of the mates.
-    assert figures_of(tmp_path, symmetry="C3")["fraction_rotation_above_10deg"] == pytest.approx(0.5, abs=0.15)
+    assert figures_of(tmp_path, symmetry=["C3"])["fraction_rotation_above_10deg"] == pytest.approx(0.5, abs=0.15)
     with pytest.raises(InputError, match="'C0' is no point group"):
-        figures_of(tmp_path, symmetry="C0")
+        figures_of(tmp_path, symmetry=["C0"])
 
 
 def test_junk_has_no_pose_and_is_left_out(tmp_path, capsys):
@@ -113,7 +114,7 @@ def test_junk_has_no_pose_and_is_left_out(tmp_path, capsys):
     assert figures_of(tmp_path)["rotation_error_mean"] < 1e-9
     assert "14 of 40 images show no particle" in capsys.readouterr().out
     write_star(tmp_path / "true.star", rotation, np.zeros((40, 2)), names, np.ones(40, int))
-    with pytest.raises(InputError, match="all of its images are junk"):
+    with pytest.raises(InputError, match="all of the images are junk"):
         figures_of(tmp_path)
     write_star(tmp_path / "true.star", rotation, np.zeros((40, 2)), names, ["0", "maybe"] * 20)
     with pytest.raises(InputError, match=r"particle 2: cryoaiJunk is 'maybe'"):
@@ -122,7 +123,7 @@ def test_junk_has_no_pose_and_is_left_out(tmp_path, capsys):
 
 def test_half_a_pair_is_refused(tmp_path):
     with pytest.raises(InputError, match="--true-map is missing"):
-        evaluate(map_=tmp_path / "map.mrc")
+        evaluate(map_=[tmp_path / "map.mrc"])
     with pytest.raises(InputError, match="--poses is missing"):
         evaluate(true_poses=tmp_path / "true.star")
     with pytest.raises(InputError, match="nothing to evaluate"):

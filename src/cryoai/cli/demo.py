@@ -36,7 +36,7 @@ def demo(*, output: Annotated[Path, Parameter(name=["--output", "-o"])] = Path("
     reconstruct(simulated / "particles.star", output=found, options=ReconstructOptions(seeds=2), overwrite=True)
     console.rule("3. Compare with the truth")
     evaluate(
-        map_=found / "map.mrc", true_map=simulated / "true_map.mrc",
+        map_=[found / "map.mrc"], true_map=[simulated / "true_map.mrc"],
         poses=found / "particles.star", true_poses=simulated / "particles.star",
     )  # fmt: skip
     console.print(f"\nOpen {found / 'report.html'} in a browser and {found / 'map.mrc'} in ChimeraX.")

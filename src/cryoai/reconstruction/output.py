@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float
+from jaxtyping import Float, Num
 
 from cryoai.amortized.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.io import write_map, write_particles_star, write_text_atomic
@@ -51,8 +51,8 @@ def write_outputs(result: ReconstructionResult) -> None:
 def write_poses(result: ReconstructionResult, path: Path) -> None:
     """The input's rows with the poses found, half-sets, confidence and standard deviations.
 
-    Particles that were left out keep the input's pose and half-set (0 and 1 where there are none); their
-    confidence is 0.
+    There is one class. Particles that were left out have class 0, the input's pose and half-set (0 and 1 where
+    there are none), and confidence 0.
     """
     state = result.state
     left_out = state.half < 0
@@ -62,7 +62,8 @@ def write_poses(result: ReconstructionResult, path: Path) -> None:
         rotation = np.where(left_out[:, None, None], given.rotation, rotation)
         translation = np.where(left_out[:, None], given.translation, translation)
     pose = Pose(rotation, translation)
-    extra: dict[str, Float[np.ndarray, " n"]] = {
+    extra: dict[str, Num[np.ndarray, " n"]] = {
+        "rlnClassNumber": np.where(left_out, 0, 1),
         "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
         "cryoaiRotationStdDeg": finite_for_star(np.degrees(state.rotation_std.double().numpy())),
         "cryoaiTranslationStdAngst": finite_for_star(state.translation_std.double().numpy()),
