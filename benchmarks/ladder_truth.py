@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 
 from cryoai import read_map, read_particles
 from cryoai.ab_initio.images import choose_images
-from cryoai.ab_initio.starts import judge_volume
+from cryoai.ab_initio.starts import judge_volumes
 from cryoai.metrics.alignment import MIRROR
 from cryoai.metrics.evaluation import evaluate_reconstruction, match_particles
 from cryoai.metrics.pose_error import PoseErrors
@@ -117,7 +117,7 @@ def measure_likelihoods(
     try:
         images = choose_images(data, config.bootstrap, seed)
         return {
-            name: judge_volume(scaled_volume(data, density, pose, images.settings), images)
+            name: judge_volumes([scaled_volume(data, density, pose, images.settings)], [1.0], images)
             for name, (density, pose) in candidates.items()
         }
     finally:

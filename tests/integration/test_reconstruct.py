@@ -26,7 +26,7 @@ from cryoai import (
     read_particles,
     reconstruct,
 )
-from cryoai.cli.reconstruct import print_result, write_report_of
+from cryoai.cli.reconstruct import print_result
 from cryoai.geometry.fourier import full_radius, make_fourier_disk, resample
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.geometry.soft_masks import make_soft_sphere
@@ -37,6 +37,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.refinement.masks import lowpass
 from cryoai.refinement.mates import Mates
 from cryoai.refinement.poses import reconstruct_halves
+from cryoai.report import write_report
 from cryoai.run.config import BootstrapSettings, RefineSettings
 from cryoai.run.progress import Advance, Progress
 
@@ -228,7 +229,7 @@ def test_a_good_run_says_that_the_molecule_was_found(
     assert record["evidence_starts_agreeing"] == 2 and record["evidence_fit_ratio"] > 0.9
     # What was measured is not lowered.
     assert record["fraction_confident"] == record["evidence_fraction_confident"] > 0.5
-    write_report_of(result)
+    write_report(result, result.folder / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert '<div class="box verdict found"' in page and "What would help" not in page
     print_result(result)
@@ -291,7 +292,7 @@ def test_missing_views_are_told(
     expected = [-0.6, 0, 0.8] if invert_hand else [0.6, 0, 0.8]
     np.testing.assert_allclose(result.views.weakest_axis, expected, atol=0.05)
     assert [text for text in result.warnings if "views are missing" in text] == [result.views.warning()]
-    write_report_of(result)
+    write_report(result, result.folder / "report.html")
     assert "Views are missing" in (tmp_path / "report.html").read_text(encoding="utf-8")
     record = json.loads((tmp_path / "metrics.jsonl").read_text().splitlines()[-1])
     assert record["views_filled_share"] == result.views.filled_share < 0.5

@@ -254,7 +254,7 @@ def test_a_mirrored_result_is_the_other_hand_throughout(box, tmp_path):
     rotation = random_rotations(count, torch.Generator().manual_seed(0))
     zeros = torch.zeros(count)
     volume = volume_from_map(scene.truth)
-    best = BootstrapResult(volume, torch.ones(5), 1.0, 0, 4.0)
+    best = BootstrapResult((volume,), (1.0,), torch.ones(5), 1.0, 0, 4.0)
     source = SourceTable("relion", tmp_path / "in.star", pd.DataFrame({"rlnImageName": ["1@a.mrcs"] * count}))
     rows = np.arange(count)
     particles = ParticleSet((tmp_path / "a.mrcs",), 0 * rows, rows, box, VOXEL_SIZE, None, None, source)

@@ -66,10 +66,9 @@ def test_the_kernel_does_what_its_reference_does(box: int) -> None:
     torch.testing.assert_close(kernel.effective_poses, plain.effective_poses, rtol=5e-3, atol=0)
     assert kernel.residual_power is not None and plain.residual_power is not None
     torch.testing.assert_close(kernel.residual_power, plain.residual_power, rtol=0.01, atol=0)
-    assert kernel.sums is not None and plain.sums is not None
-    size = float(plain.sums.numerator.abs().max())
-    torch.testing.assert_close(kernel.sums.numerator, plain.sums.numerator, atol=0.03 * size, rtol=0)
-    torch.testing.assert_close(kernel.sums.weight.sum(), plain.sums.weight.sum(), rtol=1e-3, atol=0)
+    size = float(plain.sums[0].numerator.abs().max())
+    torch.testing.assert_close(kernel.sums[0].numerator, plain.sums[0].numerator, atol=0.03 * size, rtol=0)
+    torch.testing.assert_close(kernel.sums[0].weight.sum(), plain.sums[0].weight.sum(), rtol=1e-3, atol=0)
 
 
 @pytest.mark.parametrize("box", [24, 25])
@@ -126,3 +125,27 @@ def test_noise_and_size_are_measured_with_the_particle_in_the_images(box: int) -
     batch = ParticleBatch(noise + images, torch.ones(count, len(disk)), disk, PIXEL_SIZE).prefix(10.0)
     # The balls' centres lie within 0.15 of the box, and they reach 0.08 further.
     assert 0.17 < measure_support(batch) < 0.27
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_several_maps_are_one_mixture(reference: bool) -> None:
+    batch, _, _ = make_batch(24, 40, noise=5.0)
+    noise, search = torch.full((20,), 30.0), make_search(24)
+    maps = [volume_from_map(density) for density in (make_density(24), make_density(24).flip(0))]
+    shares = (0.7, 0.3)
+    alone = [search(batch, one, noise, 2000, generator(3), reference=reference) for one in maps]
+    log_odds = torch.stack([one.gain + math.log(share) for one, share in zip(alone, shares, strict=True)])
+    both = search(batch, maps, noise, 2000, generator(3), shares=shares, reference=reference)
+    torch.testing.assert_close(both.gain, log_odds.logsumexp(0), atol=3e-3, rtol=0)
+    # Each image is shared out by what the maps explain of it.
+    share = log_odds.softmax(0)
+    power = batch.ctf.square().sum(1)
+    expected = (share * power).sum(1) / power.sum()
+    np.testing.assert_allclose(both.shares, expected, atol=0.02)
+    for volume, one, found, part in zip(maps, alone, both.sums, share, strict=True):
+        # The same with one map, whose images count for the class's share of them.
+        rival = one.gain - torch.logit(part, eps=1e-6)
+        counted = search(batch, volume, noise, 2000, generator(3), rival, reference).sums[0]
+        size = float(counted.numerator.abs().max())
+        torch.testing.assert_close(found.numerator, counted.numerator, atol=0.06 * size, rtol=0)
+    assert both.residual_power is not None and (both.residual_power[1:] > 0).all()

@@ -61,7 +61,7 @@ def fake_result(folder, n=300, box=32, voxel_size=4.0, noise=1.0):
         0.02 * torch.rand(n, generator=g) + 0.01, torch.rand(n, generator=g) + 0.5,
         torch.ones(n), np.zeros(n, bool), torch.ones(n),
     )  # fmt: skip
-    best = BootstrapResult(FourierVolume(torch.zeros(9, 9, 5, 2), box), torch.ones(5), 10.0, 1, 4.0)
+    best = BootstrapResult((FourierVolume(torch.zeros(9, 9, 5, 2), box),), (1.0,), torch.ones(5), 10.0, 1, 4.0)
     source = SourceTable("relion", Path("input <b>&\"'.star"), pd.DataFrame({"rlnImageName": ["1@a.mrcs"] * n}))
     particles = ParticleSet(
         (Path("a.mrcs"),),

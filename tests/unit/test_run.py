@@ -21,7 +21,7 @@ from cryoai.run.streams import numpy_stream, stream_seed, torch_stream
 
 def make_start(seed: int = 3) -> BootstrapResult:
     volume = FourierVolume(torch.randn(5, 5, 3, 2, generator=torch.Generator().manual_seed(seed)), 8)
-    return BootstrapResult(volume, torch.arange(4.0), 1.5, seed, 4.0)
+    return BootstrapResult((volume,), (1.0,), torch.arange(4.0), 1.5, seed, 4.0)
 
 
 class Counted:

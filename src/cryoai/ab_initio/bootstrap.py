@@ -1,9 +1,9 @@
-"""Ab initio: a low-resolution map from nothing, by mini-batch expectation-maximisation with momentum.
+"""Ab initio: low-resolution maps from nothing, by mini-batch expectation-maximisation with momentum.
 
-Each step draws poses of a mini-batch of images from their whole posterior on a freshly turned grid, and moves the
-map towards what those images say. Where posteriors are wide, a step of plain expectation-maximisation goes a small
-part of the way (its rate is the share of information that the unknown poses take away), so that steps gather
-momentum, as in stochastic gradient descent (Punjani et al., Nature Methods 2017).
+Each step draws poses of a mini-batch of images, and which of the maps they show, from their whole posterior on a
+freshly turned grid, and moves the maps towards what those images say. Where posteriors are wide, a step of plain
+expectation-maximisation goes a small part of the way (its rate is the share of information that the unknown poses
+take away), so that steps gather momentum, as in stochastic gradient descent (Punjani et al., Nature Methods 2017).
 
 What is divided by is the weight of each frequency, with a floor that hardly depends on how often its direction was
 seen: a stronger one makes rare views fit worse, and be chosen more rarely still, until all views are one.
@@ -12,7 +12,7 @@ seen: a stronger one makes rare views fit worse, and be chosen more rarely still
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -55,12 +55,14 @@ _EDGE = 0.1
 
 @dataclass(frozen=True, eq=False)
 class BootstrapResult:
-    """A low-resolution map and how well it explains images it has not seen.
+    """Low-resolution maps, one of each class, and how well they explain images they have not seen.
 
     Attributes
     ----------
-    volume
+    volumes
         Inside ``radius``.
+    shares
+        Of the particles, those of each class; sum to 1.
     noise_power
         ``E|noise|²`` per shell.
     held_out_likelihood
@@ -73,12 +75,23 @@ class BootstrapResult:
         Whether it stopped because images knew their poses, before its steps were used up.
     """
 
-    volume: FourierVolume
+    volumes: tuple[FourierVolume, ...]
+    shares: tuple[float, ...]
     noise_power: Float[Tensor, " shells"]
     held_out_likelihood: float
     seed: int
     radius: float
     ended_early: bool = False
+
+    @property
+    def volume(self) -> FourierVolume:
+        """The map of a single class."""
+        (volume,) = self.volumes
+        return volume
+
+    def of_class(self, index: int) -> BootstrapResult:
+        """One of the classes alone."""
+        return replace(self, volumes=(self.volumes[index],), shares=(1.0,))
 
 
 def run_bootstrap(
@@ -86,6 +99,7 @@ def run_bootstrap(
     seed: int,
     on_step: Callable[[int], None] = lambda step: None,
     patient: bool = False,
+    classes: int = 1,
 ) -> BootstrapResult:
     """One start from random poses.
 
@@ -99,9 +113,11 @@ def run_bootstrap(
         Called after each step with its number from 1; for progress.
     patient
         Use all steps, also where images know their poses before: on a map that is not right yet they may.
+    classes
+        How many maps.
     """
     settings = images.settings
-    climb, ended_early = _Climb(images, seed), False
+    climb, ended_early = _Climb(images, seed, classes), False
     for step in range(settings.climbing_steps):
         climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
         climb.step(settings.step_size)
@@ -114,14 +130,15 @@ def run_bootstrap(
         climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / settling))
         on_step(climb.steps)
     on_step(settings.steps)
-    volume = climb.ascent.volume(climb.shells)
-    return BootstrapResult(volume, climb.noise_power, 0.0, seed, float(climb.shells), ended_early)
+    return BootstrapResult(
+        climb.volumes, tuple(climb.shares), climb.noise_power, 0.0, seed, float(climb.shells), ended_early
+    )
 
 
 class _Climb:
     """One start on its way: mini-batches in turn, a radius that grows, and the noise."""
 
-    def __init__(self, images: BootstrapImages, seed: int) -> None:
+    def __init__(self, images: BootstrapImages, seed: int, classes: int) -> None:
         settings = images.settings
         self._images, self._settings = images, settings
         self._generator = torch.Generator().manual_seed(seed)
@@ -137,21 +154,34 @@ class _Climb:
         self._first = self.shells
         self._floor = _LEAST_NOISE * images.noise_power[: self.last + 1]
         self.noise_power = images.noise_power[: self.last + 1].clone()
-        first = _insert_random_poses(images, self._order[:_FIRST_IMAGES], self.last, self._generator)
-        share = settings.batch_size / min(_FIRST_IMAGES, len(images.train))
-        self.ascent = MapAscent(first, share, images.support, self.last)
+        self.shares = [1 / classes] * classes
+        self._ascents = []
+        # Other images for each class: what makes them differ is nothing but chance.
+        for rows in self._order[: classes * _FIRST_IMAGES].chunk(classes):
+            first = _insert_random_poses(images, rows, self.last, self._generator)
+            share = settings.batch_size / classes / len(rows)
+            self._ascents.append(MapAscent(first, share, images.support, self.last))
+
+    @property
+    def volumes(self) -> tuple[FourierVolume, ...]:
+        """The maps within the radius."""
+        return tuple(ascent.volume(self.shells) for ascent in self._ascents)
 
     def step(self, size: float) -> None:
         """One mini-batch."""
         settings, rows = self._settings, self._next_rows()
-        batch, volume = self._images.train[rows], self.ascent.volume(self.shells)
+        batch = self._images.train[rows]
         featureless = self._featureless(batch)
         rival = self._junk.rival(featureless)
-        found = self._search()(batch, volume, self.noise_power, settings.draws, self._generator, rival)
-        assert found.sums is not None and found.residual_power is not None
+        found = self._search()(
+            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self.shares
+        )
+        assert found.residual_power is not None
         self._junk.learn(found.gain - featureless)
         self._presence[rows] = found.presence
-        self.ascent.step(found.sums, size, settings.momentum)
+        for ascent, sums in zip(self._ascents, found.sums, strict=True):
+            ascent.step(sums, size, settings.momentum)
+        self.shares = [old + _RATE * (new - old) for old, new in zip(self.shares, found.shares, strict=True)]
         self._learn_noise(found.residual_power)
         self.steps += 1
 
@@ -174,7 +204,7 @@ class _Climb:
         """Whether the map tells held-out images their poses, at this radius."""
         held_out = self._images.held_out[slice(_ASKED)]
         rival = self._junk.rival(self._featureless(held_out))
-        found = self._search()(held_out, self.ascent.volume(self.shells), self.noise_power, rival=rival)
+        found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self.shares)
         poses = found.effective_poses[found.presence > 0.5]
         return len(poses) > 0 and float(poses.median()) < _FEW_POSES
 

@@ -1,11 +1,15 @@
-"""Several independent bootstraps, the best of them, and how well they agree."""
+"""Several independent bootstraps, the best of them, and how well they agree, class by class."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
+from jaxtyping import Float
+from scipy.optimize import linear_sum_assignment
+from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search, run_bootstrap
 from cryoai.ab_initio.images import BootstrapImages, choose_images
@@ -33,18 +37,19 @@ _MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
 
 @dataclass(frozen=True, eq=False)
 class AbInitioResult:
-    """The best of several starts.
+    """One class of the best of several starts.
 
     Attributes
     ----------
     best
-        The start that explains the held-out images best.
+        The class, in the start that explains the held-out images best.
     best_number
         Which start that is, from 1.
     likelihoods
-        Of each start: mean log-likelihood gain per held-out image, nats.
+        Of each start with all its classes: mean log-likelihood gain per held-out image, nats.
     agreements
-        Of each start: mean FSC with the best one after alignment over rotation, shift and hand; 1 for itself.
+        Of each start: mean FSC of its map of this class with the best one's, after alignment over rotation, shift
+        and hand; 1 for itself.
     lowest_agreement
         Lowest FSC of any shell with the best start, of the start for which that is highest; -1 for a single start.
     patient
@@ -74,7 +79,34 @@ class AbInitioResult:
         return len(self.agreements) == 1 or self.agreeing > 1
 
 
-def find_start(data: ParticleData, run: Run) -> AbInitioResult:
+@dataclass(frozen=True, eq=False)
+class Starts:
+    """The best of several starts, and its classes.
+
+    Attributes
+    ----------
+    best
+        With all its classes, the largest first.
+    classes
+        Each of them, compared with those of the other starts.
+    saved_as
+        The checkpoint that keeps the best start.
+    images
+        What the starts were judged by.
+    """
+
+    best: BootstrapResult
+    classes: tuple[AbInitioResult, ...]
+    saved_as: str
+    images: BootstrapImages
+
+    @property
+    def agree_in_every_shell(self) -> bool:
+        """Whether every class was found by another start to its last shell."""
+        return all(one.agrees_in_every_shell for one in self.classes)
+
+
+def find_starts(data: ParticleData, run: Run) -> Starts:
     """Several bootstraps, each kept when it is done; the best of them, and whether they agree.
 
     Starts end where images know their poses, and there are no more of them once two agree in every shell. Should
@@ -89,21 +121,27 @@ def find_start(data: ParticleData, run: Run) -> AbInitioResult:
     """
     images = choose_images(data, run.config.bootstrap, run.config.seed, run.config.particle_diameter)
     starts = _start_until_two_agree(images, run, patient=False)
-    result = choose_best(starts)
-    if len(result.agreements) > 1 and result.best.ended_early and not result.agrees_in_every_shell:
+    result = choose_best(starts, images)
+    if len(starts) > 1 and result.best.ended_early and not result.agree_in_every_shell:
         run.progress.say("The starts differ in some shells: once more, with all their steps")
         # By the first of them, so that more starts do not change those that there are.
         images = _tighten(images, starts[0])
-        result = replace(choose_best(_start_until_two_agree(images, run, patient=True)), patient=True)
+        result = choose_best(_start_until_two_agree(images, run, patient=True), images, patient=True)
+    for number, one in enumerate(result.classes, 1):
+        _tell_of_agreement(one, "" if len(result.classes) == 1 else f"class {number}: ", run)
+    return result
+
+
+def _tell_of_agreement(result: AbInitioResult, prefix: str, run: Run) -> None:
     if not result.has_converged:
         run.warn(
-            f"the {len(result.agreements)} starts found different maps (mean FSC with the best one at most "
+            f"{prefix}the {len(result.agreements)} starts found different maps (mean FSC with the best one at most "
             f"{max(a for a in result.agreements if a < 1):.2f}, {AGREEMENT_THRESHOLD} would be agreement); "
             "do not trust this map before more starts agree (the same command with a larger --seeds and --resume)"
         )
     elif len(result.agreements) > 1:
-        run.progress.say(f"{result.agreeing} of {len(result.agreements)} starts agree")
-    return result
+        said = f"{prefix}{result.agreeing} of {len(result.agreements)} starts agree"
+        run.progress.say(said[:1].upper() + said[1:])
 
 
 def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> list[BootstrapResult]:
@@ -111,7 +149,7 @@ def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> 
     config, steps = run.config, images.settings.steps
     inputs = {
         "bootstrap": images.settings, "diameter": config.particle_diameter, "support": images.support,
-        "seed": config.seed,
+        "seed": config.seed, "classes": config.classes,
     }  # fmt: skip
     starts: list[BootstrapResult] = []
     for number in range(1, config.seeds + 1):
@@ -119,26 +157,31 @@ def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> 
         def one_start(number: int = number) -> BootstrapResult:
             seed = stream_seed(config.seed, "bootstrap", number)
             with run.progress.step(f"Bootstrap, start {number} of at most {config.seeds}", steps) as done:
-                return run_start(images, seed, done, patient)
+                return run_start(images, seed, done, patient, config.classes)
 
         name = step_of_start(number, patient)
         starts.append(run.checkpoint.step(name, BootstrapResult, inputs, one_start))
-        if number > 1 and choose_best(starts).agrees_in_every_shell:
+        if number > 1 and choose_best(starts, images).agree_in_every_shell:
             break
     return starts
 
 
 def _tighten(images: BootstrapImages, start: BootstrapResult) -> BootstrapImages:
-    """A smaller mask and shorter shifts, as a first map shows to suffice: neighbours have less to say then."""
-    density = map_from_volume(start.volume)
-    support = min(images.support, support_of_map(resample(density, 4 * (int(start.radius) + 1), 3)))
+    """A smaller mask and shorter shifts, as first maps show to suffice: neighbours have less to say then."""
+    box = 4 * (int(start.radius) + 1)
+    supports = [support_of_map(resample(map_from_volume(one), box, 3)) for one in start.volumes]
     search = make_posterior_search(images, int(start.radius))
-    found = search_views(search, images.held_out, start.volume, start.noise_power, keep=1)
+    likeliest, shifts = _posterior_of_classes(start, images).argmax(1), []
+    for index, volume in enumerate(start.volumes):
+        rows = torch.nonzero(likeliest == index)[:, 0]
+        if len(rows):
+            found = search_views(search, images.held_out[rows], volume, start.noise_power, keep=1)
+            shifts.append(found.translation[:, 0].norm(dim=1))
     box_length = images.train.disk.box_size * images.train.pixel_size
-    farthest = float(found.translation[:, 0].norm(dim=1).quantile(_MOST_SHIFTS)) / box_length
+    farthest = float(torch.cat(shifts).quantile(_MOST_SHIFTS)) / box_length
     reach = min(images.settings.max_shift_box_lengths, max(_LEAST_REACH, _MARGIN_OF_REACH * farthest))
     settings = images.settings.model_copy(update={"max_shift_box_lengths": reach})
-    return replace(images, support=support, settings=settings)
+    return replace(images, support=min(images.support, max(supports)), settings=settings)
 
 
 def step_of_start(number: int, patient: bool) -> str:
@@ -147,36 +190,82 @@ def step_of_start(number: int, patient: bool) -> str:
 
 
 def run_start(
-    images: BootstrapImages, seed: int, on_step: Callable[[int], None], patient: bool = False
+    images: BootstrapImages, seed: int, on_step: Callable[[int], None], patient: bool = False, classes: int = 1
 ) -> BootstrapResult:
-    """One bootstrap, judged on the held-out images; parameters as in `run_bootstrap`."""
-    result = run_bootstrap(images, seed, on_step, patient)
-    return replace(result, held_out_likelihood=judge_volume(result.volume, images))
+    """One bootstrap, judged on the held-out images, its largest class first; parameters as in `run_bootstrap`."""
+    result = run_bootstrap(images, seed, on_step, patient, classes)
+    order = sorted(range(classes), key=lambda index: -result.shares[index])
+    volumes = tuple(result.volumes[index] for index in order)
+    shares = tuple(result.shares[index] for index in order)
+    likelihood = judge_volumes(volumes, shares, images)
+    return replace(result, volumes=volumes, shares=shares, held_out_likelihood=likelihood)
 
 
-def judge_volume(volume: FourierVolume, images: BootstrapImages) -> float:
-    """How well a volume explains images that it was not made of: mean marginal log-likelihood gain, nats.
+def judge_volumes(volumes: Sequence[FourierVolume], shares: Sequence[float], images: BootstrapImages) -> float:
+    """How well volumes explain images that they were not made of: mean marginal log-likelihood gain, nats.
 
-    The gain over no particle at all, averaged over every pose of one grid. Volumes are comparable if the images are
-    the same: they are judged with one noise spectrum.
+    The gain over no particle at all, averaged over every pose of one grid and over the classes. Volumes are
+    comparable if the images are the same: they are judged with one noise spectrum.
 
     Parameters
     ----------
-    volume
+    volumes
         On the images' scale, inside their settings' `judging_radius`.
+    shares
+        Of the particles, those that show each.
     images
         Of which the held-out ones are read.
     """
     search = make_posterior_search(images, images.settings.judging_radius(images.support))
-    return float(search(images.held_out, volume, images.noise_power).gain.mean())
+    return float(search(images.held_out, volumes, images.noise_power, shares=shares).gain.mean())
 
 
-def choose_best(starts: list[BootstrapResult]) -> AbInitioResult:
-    """The likeliest start, and every start's agreement with it."""
-    order = [start.held_out_likelihood for start in starts]
-    best = int(np.argmax(order))
+def _posterior_of_classes(start: BootstrapResult, images: BootstrapImages) -> Float[Tensor, "held_out classes"]:
+    """How likely each held-out image shows each class."""
+    search = make_posterior_search(images, images.settings.judging_radius(images.support))
+    gains = [search(images.held_out, volume, images.noise_power).gain for volume in start.volumes]
+    return (torch.stack(gains, 1) + torch.tensor(start.shares).clamp(min=1e-9).log()).softmax(1)
+
+
+def choose_best(starts: list[BootstrapResult], images: BootstrapImages, patient: bool = False) -> Starts:
+    """The likeliest start, and the agreement of every start with it, class by class.
+
+    Classes of two starts belong together where held-out images that are likely to show one are to show the other.
+
+    Parameters
+    ----------
+    starts
+        In their order.
+    images
+        Of which the held-out ones tell which classes belong together.
+    patient
+        Whether they were made with all their steps.
+    """
+    likelihoods = [start.held_out_likelihood for start in starts]
+    best = int(np.argmax(likelihoods))
+    partners = _match_classes(starts, best, images)
+    classes = tuple(
+        _compare_class(starts, best, [other[index] for other in partners], patient)
+        for index in range(len(starts[best].volumes))
+    )
+    return Starts(starts[best], classes, step_of_start(best + 1, patient), images)
+
+
+def _match_classes(starts: list[BootstrapResult], best: int, images: BootstrapImages) -> list[list[int]]:
+    """Of each start, its class that belongs to each of the best one's."""
+    count = len(starts[best].volumes)
+    if count == 1 or len(starts) == 1:
+        return [list(range(count)) for _ in starts]
+    posteriors = [_posterior_of_classes(start, images) for start in starts]
+    together = [(posteriors[best].T @ posterior).numpy() for posterior in posteriors]
+    return [linear_sum_assignment(one, maximize=True)[1].tolist() for one in together]
+
+
+def _compare_class(starts: list[BootstrapResult], best: int, partners: list[int], patient: bool) -> AbInitioResult:
+    """A class of the best start beside its partners in all starts."""
     radius = int(min(start.radius for start in starts))
-    maps = [resample(map_from_volume(start.volume), 2 * (radius + 1), 3) for start in starts]
+    chosen = [start.of_class(index) for start, index in zip(starts, partners, strict=True)]
+    maps = [resample(map_from_volume(start.volume), 2 * (radius + 1), 3) for start in chosen]
     agreements, lowest = [1.0] * len(starts), -1.0
     for i, density in enumerate(maps):
         if i != best:
@@ -184,4 +273,5 @@ def choose_best(starts: list[BootstrapResult]) -> AbInitioResult:
             agreements[i] = alignment.correlation
             shells = compute_fsc(apply_alignment(density, alignment), maps[best]).correlation[:radius]
             lowest = max(lowest, float(shells.min()))
-    return AbInitioResult(starts[best], best + 1, tuple(order), tuple(agreements), lowest)
+    likelihoods = tuple(start.held_out_likelihood for start in starts)
+    return AbInitioResult(chosen[best], best + 1, likelihoods, tuple(agreements), lowest, patient)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from cryoai.cli.options import ReconstructOptions, given_options
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.reconstruction.result import ClassesResult, ReconstructionResult
 
 _Flag = Parameter(negative=())
 
@@ -49,7 +49,7 @@ def reconstruct(
     """
     from cryoai.cli.progress import make_progress
     from cryoai.reconstruction.assist import assist
-    from cryoai.reconstruction.pipeline import reconstruct as run
+    from cryoai.reconstruction.pipeline import reconstruct_classes as run
     from cryoai.reconstruction.processes import process_rank
     from cryoai.run.config import load_config
 
@@ -61,16 +61,49 @@ def reconstruct(
         particles, output, settings,
         datadir=datadir, resume=resume, overwrite=overwrite, progress=make_progress(quiet),
     )  # fmt: skip
-    write_report_of(result)
-    if not quiet:
-        print_result(result)
+    write_reports_of(result)
+    if quiet:
+        return
+    if len(result.classes) == 1:
+        print_result(result.classes[0])
+    else:
+        print_classes(result)
 
 
-def write_report_of(result: ReconstructionResult) -> None:
-    """Add the HTML report to a finished run's folder."""
-    from cryoai.report import write_report
+def write_reports_of(result: ClassesResult) -> None:
+    """Add the HTML reports to a finished run's folder."""
+    from cryoai.report import write_classes_report, write_report
 
-    write_report(result, result.folder / "report.html")
+    for one in result.classes:
+        write_report(one, one.folder / "report.html")
+    if len(result.classes) > 1:
+        write_classes_report(result, result.folder / "report.html")
+
+
+def print_classes(result: ClassesResult) -> None:
+    """What a user wants to know first of several classes."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    label = result.label
+    table = Table("class", "verdict", "particles", "resolution", "confident", "starts that found it", "map")
+    for number, one in enumerate(result.classes, 1):
+        call = one.verdict.call
+        starts = "" if one.ab_initio is None else f"{one.ab_initio.agreeing} of {len(one.ab_initio.agreements)}"
+        table.add_row(
+            str(number), f"[bold {_COLOURS[call]}]{call}[/]", f"{(label == number).sum():,}",
+            f"{one.resolution:.2f} Å",
+            f"{100 * one.fraction_confident:.0f} %", starts, escape(str(one.folder / "map.mrc")),
+        )  # fmt: skip
+    console = Console()
+    console.print(table)
+    for number, one in enumerate(result.classes, 1):
+        console.print(f"Class {number}: {one.verdict.reasons[0]}", highlight=False, markup=False)
+    console.print(f"{(label == 0).sum():,} of {len(label):,} images show none of them (class 0)")
+    for name, path in (("particles", "particles.star"), ("report", "report.html")):
+        console.print(f"{name}: {escape(str(result.folder / path))}", highlight=False)
+    console.print(f"time: {max(sum(one.seconds.values()) for one in result.classes):.0f} s", highlight=False)
 
 
 # One colour for each verdict; the word itself is always there.

@@ -1,9 +1,11 @@
-"""The whole posterior of images over views, in-plane angles and shifts, and what a map learns from it.
+"""The whole posterior of images over classes, views, in-plane angles and shifts, and what maps learn from it.
 
 E step: an image, multiplied by its CTF, masked to where the particle can be, sampled on rings and moved by every
 shift, is correlated with slices of the map over all in-plane angles at once, angular mode by angular mode. M step:
 poses drawn from the posterior, every image with the same number of draws, are summed up by their direction and
-inserted. Nothing is truncated: a posterior over thousands of poses is drawn from as it is.
+inserted. Nothing is truncated: a posterior over thousands of poses is drawn from as it is. Slices of several maps
+are more directions, whose scores have the logarithm of their map's share added: the class is one more hidden
+variable.
 
 The mask comes after the CTF: a product with a slice is then that of the unmasked image with what the mask leaves of
 the map, so that noise stays white and the likelihood exact.
@@ -12,6 +14,7 @@ the map, so that noise stays white and the likelihood exact.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -50,19 +53,22 @@ PADDING = 2
 
 @dataclass(frozen=True, eq=False)
 class Posterior:
-    """What a batch of images says about a map.
+    """What a batch of images says about one map, or several.
 
     Attributes
     ----------
     gain
-        (batch,) marginal log-likelihood gain over no particle at all, nats: the mean over all poses of the grid.
+        (batch,) marginal log-likelihood gain over no particle at all, nats: the mean over all poses of the grid and
+        over the maps by their shares.
     effective_poses
-        (batch,) 1 / Σ p².
+        (batch,) 1 / Σ p², over all maps.
     presence
-        (batch,) probability that the image shows what the map holds, and not what its rival says; 1 without one.
+        (batch,) probability that the image shows what a map holds, and not what its rival says; 1 without one.
     sums
-        Of the images at poses drawn from their posteriors, on a grid of `PADDING`, each counting for its presence;
-        None if none were drawn.
+        For each map, of the images at poses drawn from their posteriors, on a grid of `PADDING`, each counting for
+        its presence; empty if none were drawn.
+    shares
+        For each map, how much of what was drawn has gone to it; empty if nothing was.
     residual_power
         (shells + 1,) ``E|image - CTF · slice|²`` over the posterior, of what is present; 0 for shell 0. None
         without draws.
@@ -71,7 +77,8 @@ class Posterior:
     gain: Float[Tensor, " batch"]
     effective_poses: Float[Tensor, " batch"]
     presence: Float[Tensor, " batch"]
-    sums: VolumeAccumulator | None = None
+    sums: tuple[VolumeAccumulator, ...] = ()
+    shares: tuple[float, ...] = ()
     residual_power: Float[Tensor, " shells"] | None = None
 
 
@@ -134,21 +141,22 @@ class PosteriorSearch:
     def __call__(
         self,
         batch: ParticleBatch,
-        volume: FourierVolume,
+        volumes: FourierVolume | Sequence[FourierVolume],
         noise_power: Float[Tensor, " shells"],
         draws: int = 0,
         generator: torch.Generator | None = None,
         rival: Float[Tensor, " batch"] | None = None,
         reference: bool = False,
+        shares: Sequence[float] | None = None,
     ) -> Posterior:
-        """Posteriors of images, and what a map learns from poses drawn from them.
+        """Posteriors of images, and what maps learn from poses drawn from them.
 
         Parameters
         ----------
         batch
             The images, best to `MASK_MARGIN` shells beyond the radius; what is further out is not read.
-        volume
-            What they are compared with.
+        volumes
+            What they are compared with: one map, or several.
         noise_power
             ``E|noise|²`` per shell.
         draws
@@ -159,13 +167,15 @@ class PosteriorSearch:
             Log-likelihood gain of what else each image may be, with its prior odds; by default nothing else.
         reference
             Work in plain torch instead of the kernel, which it defines; for tests.
+        shares
+            How many of the particles show each map; sum to 1. By default all maps are as likely.
         """
         batch = self.within_reach(batch)
         rotation = self.rotations(generator)
         offset = torch.rand(len(batch), generator=generator) if generator else torch.full((len(batch),), 0.5)
         # As many times as likely as all poses together.
         odds_against = torch.full((len(batch),), -math.inf) if rival is None else rival + math.log(self.poses)
-        step = _ExpectationStep(Comparison(self, volume, noise_power, rotation), draws)
+        step = _ExpectationStep(Comparison(self, volumes, noise_power, rotation, shares), draws)
         run = step.run_reference if reference else step.run_kernel
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
         parts = [run(batch[chunk], offset[chunk], odds_against[chunk]) for chunk in chunks]
@@ -174,8 +184,11 @@ class PosteriorSearch:
         gain = gain - math.log(self.poses)
         if draws == 0:
             return Posterior(gain, effective, presence)
-        sums = self._insert(step.total, step.weight, rotation, noise_power)
-        return Posterior(gain, effective, presence, sums, step.residual_power(batch, presence))
+        total, weight = (part.unflatten(0, (-1, len(rotation))) for part in (step.total, step.weight))
+        sums = tuple(self._insert(t, w, rotation, noise_power) for t, w in zip(total, weight, strict=True))
+        drawn = weight.sum((1, 2))
+        found_shares = tuple((drawn / drawn.sum().clamp(min=1e-20)).tolist())
+        return Posterior(gain, effective, presence, sums, found_shares, step.residual_power(batch, presence))
 
     def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
         """Of the images, what is compared."""
@@ -229,46 +242,53 @@ _Six = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 class Comparison:
-    """Slices of a map in every direction, ready for images to be compared with.
+    """Slices of one map or of several in every direction, ready for images to be compared with.
 
     Parameters
     ----------
     search
         The grid.
-    volume
-        The map.
+    volumes
+        The maps; directions of the second follow those of the first.
     noise_power
         ``E|noise|²`` per shell.
     rotation
         To the directions.
+    shares
+        How likely each map is; by default all are alike.
     """
 
     def __init__(
         self,
         search: PosteriorSearch,
-        volume: FourierVolume,
+        volumes: FourierVolume | Sequence[FourierVolume],
         noise_power: Float[Tensor, " any_shells"],
         rotation: Float[Tensor, "directions 3 3"],
+        shares: Sequence[float] | None = None,
     ) -> None:
         grid = search.grid
         self.search, self.noise_power = search, noise_power
-        samples = slice_quickly(volume.to("cpu"), rotation, grid.samples(search.box_size, of_images=False))
-        self.slices = grid.to_rings(samples)
+        volumes = (volumes,) if isinstance(volumes, FourierVolume) else volumes
+        self.blocks = search.blocks * len(volumes)
+        points = grid.samples(search.box_size, of_images=False)
+        self.slices = grid.to_rings(torch.cat([slice_quickly(one.to("cpu"), rotation, points) for one in volumes]))
+        share = torch.full((len(volumes),), 1 / len(volumes)) if shares is None else torch.tensor(shares)
+        self._log_share = share.clamp(min=1e-20).log().repeat_interleave(len(rotation))
         self.spectrum = grid.spectrum(self.slices, of_images=False)
         self.ring_power = (self.slices**2).sum(2) * grid.area
 
     def prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Moved rings, their weighted spectra, CTF² per shell, and ⟨CTF², |slice|²⟩ of every direction."""
+        """Moved rings, their weighted spectra, CTF² per shell, and what scores of every direction are less by."""
         grid = self.search.grid
         rings = self.search.moved_rings(batch, self.noise_power)
         spectrum = grid.spectrum(rings, of_images=True).mul_(2 * grid.correlation_weight())
         ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
-        power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T
+        power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T - self._log_share
         return rings, spectrum, ctf_power, power
 
     @cached_property
     def _lanes(self) -> np.ndarray:
-        slices = torch.view_as_real(self.spectrum).unflatten(0, (self.search.blocks, LANES))
+        slices = torch.view_as_real(self.spectrum).unflatten(0, (self.blocks, LANES))
         return slices.permute(0, 2, 3, 1).contiguous().numpy()
 
     def kernel_arguments(self, spectrum: Tensor, power: Tensor) -> _Six:
@@ -276,7 +296,7 @@ class Comparison:
         cosine, sine = self.search.cosines()
         return (
             torch.view_as_real(spectrum).contiguous().numpy(), self._lanes,
-            power.unflatten(1, (self.search.blocks, LANES)).contiguous().numpy(),
+            power.unflatten(1, (self.blocks, LANES)).contiguous().numpy(),
             self.search.grid.first_term.numpy(), cosine.numpy(), sine.numpy(),
         )  # fmt: skip
 
@@ -322,7 +342,7 @@ class _ExpectationStep:
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
         gain, effective = np.empty(len(batch), np.float32), np.empty(len(batch), np.float32)
         if not self._scratch:
-            shape = (len(search.shifts) * search.blocks + 1, 2, grid.angles, LANES)
+            shape = (len(search.shifts) * self.comparison.blocks + 1, 2, grid.angles, LANES)
             self._scratch = [np.empty(shape, np.float32) for _ in self._totals]
 
         def work(start: int, stop: int, thread: int) -> None:

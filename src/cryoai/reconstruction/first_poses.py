@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from cryoai.ab_initio.starts import AbInitioResult, find_start, step_of_start
+from cryoai.ab_initio.classify import Classification, classify
+from cryoai.ab_initio.starts import AbInitioResult, Starts, find_starts
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
 from cryoai.amortized.on_a_map import train_on_map, uses_encoder
@@ -26,22 +27,24 @@ from cryoai.types import ParticleSet
 
 # Images that the first noise spectrum is measured on.
 _FOR_SPECTRUM = 2000
-_ASSIGNED = "assigned"
+_ASSIGNED, _CLASSIFIED = "assigned", "classified"
 
 
 @dataclass(frozen=True, eq=False)
 class FirstPoses:
-    """Poses to refine, and where they come from.
+    """Poses of one class to refine, and where they come from.
 
     Attributes
     ----------
     state
-        The poses.
+        The poses; what is not of this class takes no part.
     saved_as
         The checkpoint that keeps them; None where they are the input's.
     shared_shells
         Shells within which both half-sets have seen the same map or encoder, so that their agreement there is no
         evidence; 0 where they have not met.
+    run
+        With the options, checkpoints and progress of these poses: of its own, where there are several classes.
     ab_initio
         The starts of the bootstrap, if there was one.
     encoder, training
@@ -51,14 +54,31 @@ class FirstPoses:
     state: RefinementState
     saved_as: str | None
     shared_shells: float
+    run: Run
     ab_initio: AbInitioResult | None = None
     encoder: TrainedEncoder | None = None
     training: tuple[StepRecord, ...] = ()
 
 
+@dataclass(frozen=True, eq=False)
+class FirstClasses:
+    """The first poses of every class.
+
+    Attributes
+    ----------
+    classes
+        In the order of their numbers, the largest first.
+    classification
+        Which particle is in which, where there are several.
+    """
+
+    classes: tuple[FirstPoses, ...]
+    classification: Classification | None = None
+
+
 def find_first_poses(
     data: ParticleData, particles: ParticleSet, run: Run, training: AmortizedResult | None
-) -> FirstPoses:
+) -> FirstClasses:
     """The first poses, by the way that the options choose.
 
     Parameters
@@ -74,9 +94,9 @@ def find_first_poses(
         state = _input_poses(data, particles, run)
         if run.config.known_poses:
             state = _whiten(data, state, run)
-        return FirstPoses(state, None, 0.0)
+        return FirstClasses((FirstPoses(state, None, 0.0, run),))
     if run.config.method == "amortized":
-        return _by_encoder_from_scratch(data, run, training)
+        return FirstClasses((_by_encoder_from_scratch(data, run, training),))
     return _by_bootstrap(data, run)
 
 
@@ -152,30 +172,72 @@ def _by_encoder_from_scratch(data: ParticleData, run: Run, training: AmortizedRe
     with run.timed("posing"):
         inputs = {"refine": refine, "search_radius": radius, "seed": config.seed}
         state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after="training")
-    return FirstPoses(state, _ASSIGNED, training.shared_shells, encoder=trained, training=training.history)
+    return FirstPoses(state, _ASSIGNED, training.shared_shells, run, encoder=trained, training=training.history)
 
 
-def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
-    """A map from nothing, then every particle's pose against it: by search, or by an encoder trained on it."""
-    config = run.config
+def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
+    """Maps from nothing, and the poses of the particles of each."""
     with run.timed("bootstrap"):
-        ab_initio = find_start(data, run)
-    best = ab_initio.best
+        starts = find_starts(data, run)
+    if run.config.classes == 1:
+        everything = start_refinement(data, _first_noise(data), run.config.seed)
+        return FirstClasses((_pose_by_bootstrap(data, everything, starts.classes[0], run, starts.saved_as),))
+    with run.timed("classification"):
+        classification = _classify(data, starts, run)
+    label = classification.label
+    everything = start_refinement(data, _first_noise(data), run.config.seed)
+    classes = []
+    for number, ab_initio in enumerate(starts.classes, 1):
+        # Halves are those of the whole set, so that a particle that changes its class stays in its half.
+        state = replace(everything, half=np.where(label == number, everything.half, -1))
+        class_run = run.of_class(number, _CLASSIFIED)
+        classes.append(_pose_by_bootstrap(data, state, ab_initio, class_run))
+    return FirstClasses(tuple(classes), classification)
+
+
+def _classify(data: ParticleData, starts: Starts, run: Run) -> Classification:
+    def compute() -> Classification:
+        return classify(data, starts.best, starts.images, run.progress)
+
+    inputs = {"classes": run.config.classes}
+    classification = run.checkpoint.step(_CLASSIFIED, Classification, inputs, compute, starts.saved_as)
+    counts = np.bincount(classification.label[data.usable_rows], minlength=run.config.classes + 1)
+    in_words = ", ".join(f"{count:,} in class {number}" for number, count in enumerate(counts.tolist()[1:], 1))
+    run.progress.say(f"Particles: {in_words}, {counts[0]:,} in none")
+    return classification
+
+
+def _pose_by_bootstrap(
+    data: ParticleData, state: RefinementState, ab_initio: AbInitioResult, run: Run, after: str | None = None
+) -> FirstPoses:
+    """Every particle's pose against a bootstrap's map: by search, or by an encoder trained on it.
+
+    Parameters
+    ----------
+    data, state
+        The particles, and which of them take part.
+    ab_initio
+        The map.
+    run
+        Options, checkpoints and progress.
+    after
+        The checkpoint that keeps the map; None where the run's own begin with it.
+    """
+    config, best = run.config, ab_initio.best
     radius = min(config.refine.first_search_radius, best.radius)
     encoder, history = None, ()
-    after = step_of_start(ab_initio.best_number, ab_initio.patient)
     if uses_encoder(config, len(data.usable_rows), data.device):
         with run.timed("training"):
             encoder, history = train_on_map(data, best, config, run.checkpoint, run.progress, after)
         after = "encoder_training"
 
     def pose() -> RefinementState:
-        noise = _first_noise(data)
+        noise = state.noise_power.clone()
         noise[: len(best.noise_power)] = best.noise_power
-        state = start_refinement(data, noise, config.seed)
+        start = replace(state, noise_power=noise)
         if encoder is None:
-            return assign_all(data, state, best.volume, radius, config, run.progress)
-        return pose_all(data, state, encoder, best.volume, encoder.radius, run.progress)
+            return assign_all(data, start, best.volume, radius, config, run.progress)
+        return pose_all(data, start, encoder, best.volume, encoder.radius, run.progress)
 
     with run.timed("posing"):
         inputs = {
@@ -183,5 +245,5 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstPoses:
             "keep": config.refine.first_search_keep, "radius": config.refine.first_search_radius,
             "diameter": config.particle_diameter, "seed": config.seed,
         }  # fmt: skip
-        state = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
-    return FirstPoses(state, _ASSIGNED, radius, ab_initio, encoder, history)
+        posed = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
+    return FirstPoses(posed, _ASSIGNED, radius, run, ab_initio, encoder, history)

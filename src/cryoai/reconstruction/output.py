@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Num
+from jaxtyping import Float, Int, Num
 
 from cryoai.amortized.encoder_file import ENCODER_FILE, write_encoder
 from cryoai.io import write_map, write_particles_star, write_text_atomic
-from cryoai.types import Map, Pose
+from cryoai.types import Map, ParticleSet, Pose
 
 if TYPE_CHECKING:
     from cryoai.metrics.views import ViewCoverage
     from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.refinement.state import RefinementState
 
 
 OUTPUTS = (
@@ -28,8 +30,16 @@ OUTPUTS = (
 """The files of a finished run."""
 
 
-def write_outputs(result: ReconstructionResult) -> None:
-    """Write maps, particles, FSC and metrics into the run's folder."""
+def write_outputs(result: ReconstructionResult, number: int | None = None) -> None:
+    """Write maps, particles, FSC and metrics of one class into its folder.
+
+    Parameters
+    ----------
+    result
+        Of the class.
+    number
+        Of the class, where there are others: ``particles.star`` has the rows of its own particles then.
+    """
     folder = result.folder
     for name, density in (
         ("half1", result.halves.unfiltered[0].cpu().numpy()),
@@ -38,7 +48,10 @@ def write_outputs(result: ReconstructionResult) -> None:
         ("map", result.density),
     ):
         write_map(Map(np.ascontiguousarray(density, np.float32), result.voxel_size), folder / f"{name}.mrc")
-    write_poses(result, folder / "particles.star")
+    if number is None:
+        write_poses(result, folder / "particles.star")
+    else:
+        write_poses(result, folder / "particles.star", np.flatnonzero(result.shows_it), number)
     write_text_atomic(folder / "fsc.csv", fsc_table(result).to_csv(index=False, float_format="%.6g"))
     if result.training:
         history = pd.DataFrame([asdict(record) for record in result.training])
@@ -48,30 +61,73 @@ def write_outputs(result: ReconstructionResult) -> None:
     write_text_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics(result)))
 
 
-def write_poses(result: ReconstructionResult, path: Path) -> None:
-    """The input's rows with the poses found, half-sets, confidence and standard deviations.
+def write_poses(
+    result: ReconstructionResult, path: Path, rows: Int[np.ndarray, " m"] | None = None, number: int = 1
+) -> None:
+    """The input's rows with the poses of one class.
 
-    There is one class. Particles that were left out have class 0, the input's pose and half-set (0 and 1 where
-    there are none), and confidence 0.
+    Parameters
+    ----------
+    result
+        Of the class.
+    path
+        The STAR file.
+    rows
+        Those to write; all by default.
+    number
+        Of the class.
     """
-    state = result.state
+    label = np.where(result.shows_it, number, 0)
+    write_particles(result.particles, result.state, label, path, rows)
+
+
+def write_particles(
+    particles: ParticleSet,
+    state: RefinementState,
+    label: Int[np.ndarray, " n"],
+    path: Path,
+    rows: Int[np.ndarray, " m"] | None = None,
+    more: Mapping[str, Num[np.ndarray, " n"]] | None = None,
+) -> None:
+    """The input's rows with class, poses, half-sets, confidence and standard deviations.
+
+    Particles that were left out have the input's pose and half-set (0 and 1 where there are none), confidence 0.
+
+    Parameters
+    ----------
+    particles
+        The input.
+    state
+        Poses, one entry per row of the input.
+    label
+        Class of each, 0 for what shows none.
+    path
+        The STAR file.
+    rows
+        Those to write; all by default.
+    more
+        Further columns.
+    """
     left_out = state.half < 0
     rotation, translation = state.rotation.double().numpy(), state.translation.double().numpy()
-    given = result.particles.pose
+    given = particles.pose
     if given is not None:
         rotation = np.where(left_out[:, None, None], given.rotation, rotation)
         translation = np.where(left_out[:, None], given.translation, translation)
-    pose = Pose(rotation, translation)
-    extra: dict[str, Num[np.ndarray, " n"]] = {
-        "rlnClassNumber": np.where(left_out, 0, 1),
+    columns: dict[str, Num[np.ndarray, " n"]] = {
+        "rlnClassNumber": label,
+        **(more or {}),
         "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
         "cryoaiRotationStdDeg": finite_for_star(np.degrees(state.rotation_std.double().numpy())),
         "cryoaiTranslationStdAngst": finite_for_star(state.translation_std.double().numpy()),
     }
     unknown = np.ones(len(left_out), int)
-    kept = unknown if result.particles.random_subset is None else result.particles.random_subset
-    subset = np.where(left_out, kept, state.half + 1)
-    write_particles_star(path, result.particles, pose, extra, random_subset=subset)
+    subset = unknown if particles.random_subset is None else particles.random_subset
+    subset = np.where(left_out, subset, state.half + 1)
+    rows = np.arange(len(left_out)) if rows is None else rows
+    chosen = {name: values[rows] for name, values in columns.items()}
+    pose = Pose(rotation[rows], translation[rows])
+    write_particles_star(path, particles.select(rows), pose, chosen, random_subset=subset[rows])
 
 
 def finite_for_star(values: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:

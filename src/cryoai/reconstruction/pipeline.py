@@ -8,16 +8,18 @@ from pathlib import Path
 import torch
 
 from cryoai.amortized.posing import fit_to_run
-from cryoai.errors import CryoAIError
+from cryoai.errors import CryoAIError, InputError
 from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.contrast import contrast_of_map
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.judge import Judgement
+from cryoai.reconstruction.class_output import write_class_outputs
 from cryoai.reconstruction.first_poses import FirstPoses, find_first_poses
 from cryoai.reconstruction.output import write_outputs
 from cryoai.reconstruction.processes import check_processes, process_rank
 from cryoai.reconstruction.reading import read_and_judge, train_on_subset, understand
 from cryoai.reconstruction.result import (
+    ClassesResult,
     ReconstructionResult,
     lower_confidence,
     mirror_result,
@@ -43,7 +45,7 @@ def reconstruct(
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> ReconstructionResult:
-    """Reconstruct a map and poses from particle images, with nothing known beforehand.
+    """Reconstruct one map and all poses from particle images, with nothing known beforehand.
 
     Parameters
     ----------
@@ -52,7 +54,7 @@ def reconstruct(
     output
         Folder for the results.
     config
-        Options; defaults otherwise.
+        Options; defaults otherwise. For several ``classes`` there is `reconstruct_classes`.
     datadir
         Folder of the image stacks, where the file's own paths do not lead to them.
     resume
@@ -69,6 +71,27 @@ def reconstruct(
     CryoAIError
         Several processes were started and this is not the first: `cryoai.reconstruction.assist.assist` is theirs.
     """
+    if config is not None and config.classes > 1:
+        raise InputError(f"{config.classes} classes have as many results", advice="call reconstruct_classes")
+    options = {"datadir": datadir, "resume": resume, "overwrite": overwrite, "progress": progress}
+    (result,) = reconstruct_classes(particles, output, config, **options).classes
+    return result
+
+
+def reconstruct_classes(
+    particles: str | Path | ParticleSet,
+    output: str | Path,
+    config: ReconstructConfig | None = None,
+    *,
+    datadir: str | Path | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> ClassesResult:
+    """Reconstruct as many maps as ``config.classes`` says, and the poses of the particles of each.
+
+    Parameters and errors are those of `reconstruct`.
+    """
     config = config or ReconstructConfig()
     progress = progress or Progress()
     output = Path(output)
@@ -82,25 +105,41 @@ def reconstruct(
     return _run(particles, output, Run(config, checkpoint, progress))
 
 
-def _run(particles: ParticleSet, output: Path, run: Run) -> ReconstructionResult:
+def _run(particles: ParticleSet, output: Path, run: Run) -> ClassesResult:
     """The steps of a run; each is saved when it is finished."""
     training, contrast = train_on_subset(particles, output, run)
     data = read_and_judge(particles, output, run, contrast)
     try:
         first = find_first_poses(data, particles, run, training)
-        state, rounds = first.state, ()
-        if not run.config.known_poses:
-            with run.timed("refinement"):
-                state, rounds = refine(data, state, run, first.saved_as, first.shared_shells)
-        result = _conclude(data, particles, output, run, first, state, rounds)
+        classes = []
+        for number, one in enumerate(first.classes, 1):
+            folder = output if len(first.classes) == 1 else output / f"class{number}"
+            classes.append(_refine_class(data, particles, folder, one))
     finally:
         data.close()
+    result = ClassesResult(output, tuple(classes), first.classification)
+    if len(classes) == 1:
+        write_outputs(classes[0])
+        return result
+    for number, one in enumerate(classes, 1):
+        write_outputs(one, number)
+    write_class_outputs(result)
+    return result
+
+
+def _refine_class(
+    data: ParticleData, particles: ParticleSet, folder: Path, first: FirstPoses
+) -> ReconstructionResult:
+    """Refinement, final maps and verdict of one class."""
+    run, state, rounds = first.run, first.state, ()
+    if not run.config.known_poses:
+        with run.timed("refinement"):
+            state, rounds = refine(data, state, run, first.saved_as, first.shared_shells)
+    result = _conclude(data, particles, folder, run, first, state, rounds)
     result = _settle_contrast(result, data.judgement, run)
     if run.config.invert_hand:
         result = mirror_result(result)
-    result = lower_confidence(_tell_of_missing_views(result, run))
-    write_outputs(result)
-    return result
+    return lower_confidence(_tell_of_missing_views(result, run))
 
 
 def _settle_contrast(result: ReconstructionResult, judgement: Judgement, run: Run) -> ReconstructionResult:

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 
+from cryoai.ab_initio.classify import Classification
 from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.metrics.alignment import MIRROR, mirror_volume
@@ -20,7 +21,7 @@ from cryoai.reconstruction.verdict import Verdict, judge
 from cryoai.refinement.confidence import CONFIDENT, FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
-from cryoai.refinement.state import RefinementState
+from cryoai.refinement.state import RefinementState, merge_states
 from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import ParticleSet
@@ -97,6 +98,13 @@ class ReconstructionResult:
         return self.resolution <= 2 * _NYQUIST_TOLERANCE * self.voxel_size
 
     @property
+    def shows_it(self) -> Bool[np.ndarray, " n"]:
+        """Which images are likely to show this map; with given poses all that take part."""
+        shown = np.zeros(len(self.particles), bool)
+        shown[self.state.used if self.config.known_poses else self.state.present] = True
+        return shown
+
+    @property
     def fraction_confident(self) -> float:
         """Share of the particles that take part whose pose is confident."""
         return float((self.state.confidence[self.state.used] > CONFIDENT).float().mean())
@@ -122,6 +130,41 @@ class ReconstructionResult:
         return judge(self.evidence)
 
 
+@dataclass(frozen=True, eq=False)
+class ClassesResult:
+    """What a run found, class by class; the same is on disk in its folder.
+
+    Attributes
+    ----------
+    folder
+        Of the run; where there are several classes, each has one of its own in it.
+    classes
+        In the order of their numbers, the largest first.
+    classification
+        Which particle is in which, by the bootstrap's maps; None where there is one class.
+    """
+
+    folder: Path
+    classes: tuple[ReconstructionResult, ...]
+    classification: Classification | None = None
+
+    @property
+    def label(self) -> Int[np.ndarray, " n"]:
+        """Each particle's class, from 1; 0 for what shows none of them."""
+        label = np.zeros(len(self.classes[0].particles), int)
+        for number, one in enumerate(self.classes, 1):
+            label[one.shows_it] = number
+        return label
+
+    @property
+    def state(self) -> RefinementState:
+        """Every particle's pose, each in the frame of its own class's map."""
+        merged = self.classes[0].state
+        for one in self.classes[1:]:
+            merged = merge_states(merged, one.state, one.state.half >= 0)
+        return merged
+
+
 def lower_confidence(result: ReconstructionResult) -> ReconstructionResult:
     """No pose is confident in a map that is likely wrong (see `Verdict`); which ones fit better stays known."""
     state = result.state
@@ -137,7 +180,7 @@ def mirror_result(result: ReconstructionResult) -> ReconstructionResult:
     encoder = None if result.encoder is None else replace(result.encoder, mirrored=not result.encoder.mirrored)
     ab_initio = result.ab_initio
     if ab_initio is not None:
-        best = replace(ab_initio.best, volume=ab_initio.best.volume.mirrored())
+        best = replace(ab_initio.best, volumes=tuple(one.mirrored() for one in ab_initio.best.volumes))
         ab_initio = replace(ab_initio, best=best)
     return replace(
         result,
@@ -153,7 +196,7 @@ def negate_result(result: ReconstructionResult) -> ReconstructionResult:
     """The other contrast: images of the other sign give the same poses and the negative of every map."""
     ab_initio, encoder = result.ab_initio, result.encoder
     if ab_initio is not None:
-        best = replace(ab_initio.best, volume=ab_initio.best.volume.negated())
+        best = replace(ab_initio.best, volumes=tuple(one.negated() for one in ab_initio.best.volumes))
         ab_initio = replace(ab_initio, best=best)
     if encoder is not None:
         # New images are turned white before anything else; the encoder has learned from them as they were.

@@ -69,8 +69,9 @@ def prepare_folder(
         _check_same_run(record, run)
     if used and overwrite:
         shutil.rmtree(output / "checkpoint", ignore_errors=True)
-        for name in OUTPUTS:
-            (output / name).unlink(missing_ok=True)
+        for folder in (output, *output.glob("class[1-9]*")):
+            for name in OUTPUTS:
+                (folder / name).unlink(missing_ok=True)
     try:
         record.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:

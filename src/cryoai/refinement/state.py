@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -75,3 +75,19 @@ def start_refinement(data: ParticleData, noise_power: Tensor, seed: int) -> Refi
         torch.zeros(n), torch.full((n,), np.nan), torch.full((n,), np.nan),
         torch.ones(n), np.zeros(n, bool), torch.ones(n),
     )  # fmt: skip
+
+
+def merge_states(
+    first: RefinementState, second: RefinementState, of_second: Bool[np.ndarray, " n"]
+) -> RefinementState:
+    """One state of what two say of the same particles; the noise is the first one's."""
+    rows = torch.from_numpy(of_second)
+    merged = {}
+    for part in fields(first):
+        old, new = getattr(first, part.name), getattr(second, part.name)
+        if part.name != "noise_power":
+            both = old.clone() if isinstance(old, torch.Tensor) else old.copy()
+            chosen = rows if isinstance(old, torch.Tensor) else of_second
+            both[chosen] = new[chosen]
+            merged[part.name] = both
+    return replace(first, **merged)

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.reconstruction.result import ClassesResult, ReconstructionResult
 
-__all__ = ["write_picture", "write_report"]
+__all__ = ["write_classes_report", "write_picture", "write_report"]
 
 
 def write_report(result: ReconstructionResult, path: Path) -> None:
@@ -28,6 +28,22 @@ def write_report(result: ReconstructionResult, path: Path) -> None:
     from cryoai.report.html import make_html
 
     write_text_atomic(path, make_html(result))
+
+
+def write_classes_report(result: ClassesResult, path: Path) -> None:
+    """Write one self-contained HTML file that shows all classes of a run side by side.
+
+    Parameters
+    ----------
+    result
+        The finished run.
+    path
+        The HTML file; it links to the classes' own reports, in folders beside it.
+    """
+    from cryoai.io import write_text_atomic
+    from cryoai.report.classes import make_classes_html
+
+    write_text_atomic(path, make_classes_html(result))
 
 
 def write_picture(result: ReconstructionResult, path: Path, size: tuple[int, int] = (1500, 540)) -> None:

@@ -57,19 +57,27 @@ def make_html(result: ReconstructionResult) -> str:
     result
         The finished run.
     """
-    environment = jinja2.Environment(
+    return (
+        make_environment()
+        .get_template("template.html.j2")
+        .render(
+            **_headline(result),
+            **_map_section(result),
+            **_particle_section(result),
+            **_history_section(result),
+            plotly_js=Markup(get_plotlyjs()),
+        )
+    )
+
+
+def make_environment() -> jinja2.Environment:
+    """Where templates are, and how they are filled."""
+    return jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-    )
-    return environment.get_template("template.html.j2").render(
-        **_headline(result),
-        **_map_section(result),
-        **_particle_section(result),
-        **_history_section(result),
-        plotly_js=Markup(get_plotlyjs()),
     )
 
 
@@ -87,21 +95,21 @@ def _headline(result: ReconstructionResult) -> dict[str, Any]:
     if not result.config.known_poses and used:
         sure = f"{100 * result.fraction_confident:.0f} %"
         facts.append(_Fact("Confident poses", sure, f"probability above {CONFIDENT}"))
-    facts.append(_Fact("Time", duration(sum(result.seconds.values())), f"cryoai {_version()}"))
-    warnings = [_sentence(text) for text in result.warnings]
-    notes = [_sentence(text) for text in result.particles.notes]
+    facts.append(_Fact("Time", duration(sum(result.seconds.values())), f"cryoai {version_of_cryoai()}"))
+    warnings = [sentence(text) for text in result.warnings]
+    notes = [sentence(text) for text in result.particles.notes]
     if not result.config.known_poses:
         notes.insert(0, _HAND_UNKNOWN)
     verdict = result.verdict
     return {
         "verdict": verdict.call,
         "verdict_kind": verdict.call.replace(" ", "-"),
-        "reasons": [_sentence(text) for text in verdict.reasons],
-        "advice": [_sentence(text) for text in verdict.advice],
+        "reasons": [sentence(text) for text in verdict.reasons],
+        "advice": [sentence(text) for text in verdict.advice],
         "title": result.folder.resolve().name or "result",
         "source": str(result.particles.source.path),
         "written": datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
-        "version": _version(),
+        "version": version_of_cryoai(),
         "resolution": f"{result.resolution:.2f}",
         "resolution_note": note,
         "facts": facts,
@@ -114,7 +122,7 @@ def _map_section(result: ReconstructionResult) -> dict[str, Any]:
     level = choose_level(result.density)
     return {
         "level": f"{level:.3g}",
-        "picture": _picture_uri(result, level),
+        "picture": picture_uri(result),
         "surface": _figure("surface", make_surface_figure(result.density)),
         "slices": make_slices(result.density) + make_projections(result.density),
         "fsc": _figure("fsc", make_fsc_figure(result.fsc)),
@@ -149,7 +157,7 @@ def _particle_section(result: ReconstructionResult) -> dict[str, Any]:
     return {
         "known_poses": known,
         "directions": _figure("directions", directions),
-        "views": _sentence(result.views.sentence()),
+        "views": sentence(result.views.sentence()),
         "evenness": f"{result.views.evenness:.2f}",
         "expected_cone": f"{result.views.expected_cone_deg:.0f}",
         "particle_figures": figures,
@@ -240,8 +248,9 @@ def _shell_angstrom(result: ReconstructionResult, shell: int) -> float:
     return result.fsc.corrected.box_size * result.voxel_size / max(shell, 1)
 
 
-def _picture_uri(result: ReconstructionResult, level: float) -> str:
-    """What print, and browsers without WebGL, show in place of the interactive surface."""
+def picture_uri(result: ReconstructionResult) -> str:
+    """A picture of the map: what print, and browsers without WebGL, show in place of the interactive surface."""
+    level = choose_level(result.density)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "map.png"
         render_map(result.density, result.voxel_size, path, (1050, 378), level=level)
@@ -265,12 +274,14 @@ def _median(values: Float[np.ndarray, " n"]) -> float:
     return float(np.median(values[np.isfinite(values)]))
 
 
-def _sentence(text: str) -> str:
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
     text = text.strip()
     return text[:1].upper() + text[1:] + ("" if text.endswith((".", "!", "?")) else ".")
 
 
-def _version() -> str:
+def version_of_cryoai() -> str:
+    """As it is installed."""
     try:
         return version("cryoai")
     except PackageNotFoundError:

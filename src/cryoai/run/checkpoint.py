@@ -15,7 +15,7 @@ from cryoai.errors import InputError
 from cryoai.io.tensor_file import read_tensors, write_tensors
 from cryoai.run.record import from_record, to_record
 
-FORMAT = 4
+FORMAT = 5
 _WHAT, _ADVICE = "the checkpoint", "start again with --overwrite"
 _Result = TypeVar("_Result")
 
@@ -39,6 +39,10 @@ class Checkpoint:
         self._folder = folder
         self._particles = particles
         self._fingerprints: dict[str, str] = {}
+
+    def child(self, name: str, after: str) -> Checkpoint:
+        """A folder within, for steps that go on from ``after`` and from nothing else of this one."""
+        return Checkpoint(self._folder / name, self._fingerprints[after])
 
     def step(
         self,

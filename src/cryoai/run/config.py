@@ -164,6 +164,8 @@ class ReconstructConfig(Settings):
     """Mirror the result; the hand cannot be known from the images."""
     no_ctf: bool = False
     """Take the images as not modulated by a CTF."""
+    classes: int = Field(default=1, ge=1, le=64)
+    """How many different molecules, or states, to look for; what shows none of them is class 0."""
     seeds: int = Field(default=3, ge=1, le=50)
     """Independent starts of the bootstrap, at most: two that agree in every shell are enough."""
     seed: int = Field(default=0, ge=0, le=2**31)
@@ -187,6 +189,17 @@ class ReconstructConfig(Settings):
     def _poses_are_refined_in_halves(self) -> ReconstructConfig:
         if self.refine.max_rounds == 0 and self.method != "amortized" and not self.known_poses:
             raise ValueError("refine.max_rounds: 0 is for --method amortized; give at least 1")
+        return self
+
+    @model_validator(mode="after")
+    def _classes_are_found_by_search(self) -> ReconstructConfig:
+        """Several classes come from the bootstrap, and are posed by search."""
+        if self.classes == 1:
+            return self
+        if self.has_poses:
+            raise ValueError("--classes is for poses that are to be found; leave the input's poses out")
+        if self.method == "amortized" or (self.method == "hybrid" and self.hybrid.encoder == "always"):
+            raise ValueError("--classes and an encoder exclude each other; use --method search")
         return self
 
     @model_validator(mode="after")

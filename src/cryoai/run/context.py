@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from cryoai.run.checkpoint import Checkpoint
 from cryoai.run.config import ReconstructConfig
-from cryoai.run.progress import Progress
+from cryoai.run.progress import PartProgress, Progress
 
 
 @dataclass(eq=False)
@@ -35,6 +35,12 @@ class Run:
     progress: Progress
     warnings: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+
+    def of_class(self, number: int, after: str) -> Run:
+        """The same run for one of several classes, its steps go on from ``after``."""
+        name = f"class{number}"
+        progress = PartProgress(self.progress, f"Class {number}")
+        return Run(self.config, self.checkpoint.child(name, after), progress, list(self.warnings), self.seconds)
 
     def warn(self, message: str) -> None:
         """Tell the user now, and again at the end."""

@@ -34,3 +34,32 @@ class Progress:
     def warn(self, message: str) -> None:
         """Something the user should know before trusting the result."""
         self.say(message)
+
+
+class PartProgress(Progress):
+    """Another progress, told of a part of the run.
+
+    Parameters
+    ----------
+    whole
+        Who listens.
+    part
+        What everything that is said is of.
+    """
+
+    def __init__(self, whole: Progress, part: str) -> None:
+        self._whole, self._part = whole, part
+
+    @contextmanager
+    def step(self, name: str, total: int) -> Iterator[Advance]:
+        """As `Progress.step`."""
+        with self._whole.step(f"{self._part}: {name}", total) as advance:
+            yield advance
+
+    def say(self, message: str) -> None:
+        """As `Progress.say`."""
+        self._whole.say(f"{self._part}: {message}")
+
+    def warn(self, message: str) -> None:
+        """As `Progress.warn`."""
+        self._whole.warn(f"{self._part}: {message}")

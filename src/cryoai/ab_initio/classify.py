@@ -1,0 +1,104 @@
+"""Which class every particle belongs to, by the likelihoods of the bootstrap's maps over all poses."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
+from cryoai.ab_initio.images import BootstrapImages
+from cryoai.geometry.fourier import full_radius
+from cryoai.particles.dataset import ParticleData
+from cryoai.poses.featureless import featureless_gain, tells
+from cryoai.poses.posterior import MASK_MARGIN
+from cryoai.run.progress import Progress
+
+SINK = 0
+"""The class of what shows none of the molecules."""
+_CHUNK = 500
+_STEPS = 100
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Classes of all particles of a set.
+
+    Attributes
+    ----------
+    probability
+        (n, classes + 1); the first column is the sink's. Images that cannot be used are in the sink.
+    """
+
+    probability: Float[Tensor, "n classes_and_sink"]
+
+    @property
+    def label(self) -> Int[np.ndarray, " n"]:
+        """The likeliest class, from 1; `SINK` for none."""
+        return self.probability.argmax(1).numpy()
+
+    @property
+    def confidence(self) -> Float[Tensor, " n"]:
+        """Probability of the likeliest class."""
+        return self.probability.amax(1)
+
+
+@torch.no_grad()
+def classify(
+    data: ParticleData, start: BootstrapResult, images: BootstrapImages, progress: Progress
+) -> Classification:
+    """The posterior probability of each class, and of none, for every particle.
+
+    The shares of classes and sink are estimated from all particles (expectation-maximisation). Where maps do not
+    tell particles from what has no features (`cryoai.poses.featureless.tells`), nothing goes to the sink.
+
+    Parameters
+    ----------
+    data
+        The particles.
+    start
+        The maps, and their shares to begin with.
+    images
+        What the start was made of: the particle's size and the range of shifts are as there.
+    progress
+        Of the run.
+    """
+    rows = data.usable_rows
+    search = make_posterior_search(images, int(start.radius))
+    reach = min(int(start.radius) + MASK_MARGIN, full_radius(data.disk.box_size))
+    parts = []
+    with progress.step("Classifying every particle", len(rows)) as done:
+        for _, batch in data.batches(rows, _CHUNK, reach):
+            featureless = featureless_gain(
+                batch.prefix(search.grid.shells + 0.5), start.noise_power, search.mask_radius
+            )
+            gains = [search(batch, volume, start.noise_power).gain for volume in start.volumes]
+            parts.append(torch.stack([featureless, *gains], 1))
+            done(sum(len(one) for one in parts))
+    gain = torch.cat(parts).double()
+    if not tells((gain[:, 1:].amax(1) - gain[:, 0]).float()):
+        gain[:, 0] = -torch.inf
+    probability = torch.zeros(len(data), gain.shape[1])
+    probability[:, SINK] = 1
+    probability[rows] = share_out(gain, torch.tensor([1.0, *start.shares], dtype=torch.double)).float()
+    return Classification(probability)
+
+
+def share_out(gain: Float[Tensor, "n classes"], shares: Float[Tensor, " classes"]) -> Float[Tensor, "n classes"]:
+    """Posterior probabilities of classes whose shares are estimated on the way.
+
+    Parameters
+    ----------
+    gain
+        Log-likelihoods.
+    shares
+        To begin with; any scale.
+    """
+    shares = shares / shares.sum()
+    for _ in range(_STEPS):
+        probability = (gain + shares.clamp(min=1e-12).log()).softmax(1)
+        shares = probability.mean(0)
+    return (gain + shares.clamp(min=1e-12).log()).softmax(1)

@@ -1,0 +1,28 @@
+"""What a run of several classes leaves beside the folders of its classes."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from cryoai.io import write_text_atomic
+from cryoai.reconstruction.output import metrics, write_particles
+
+if TYPE_CHECKING:
+    from cryoai.reconstruction.result import ClassesResult
+
+
+def write_class_outputs(result: ClassesResult) -> None:
+    """Write all particles with their classes, and a line of metrics for each class."""
+    assert result.classification is not None
+    write_particles(
+        result.classes[0].particles, result.state, result.label, result.folder / "particles.star",
+        more={"cryoaiClassProbability": result.classification.confidence.double().numpy()},
+    )  # fmt: skip
+    lines = []
+    for number, one in enumerate(result.classes, 1):
+        (last,) = (line for line in metrics(one) if line["step"] == "result")
+        lines.append(
+            {"step": "class", "class": number, **{name: value for name, value in last.items() if name != "step"}}
+        )
+    write_text_atomic(result.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))
