@@ -16,13 +16,14 @@ if TYPE_CHECKING:
     from cryoai.particles.simulate import SimulationSettings, Simulator
     from cryoai.reconstruction.evidence import Evidence
     from cryoai.reconstruction.infer import InferredPoses, infer
-    from cryoai.reconstruction.pipeline import reconstruct
-    from cryoai.reconstruction.result import ReconstructionResult
+    from cryoai.reconstruction.pipeline import reconstruct, reconstruct_classes
+    from cryoai.reconstruction.result import ClassesResult, ReconstructionResult
     from cryoai.reconstruction.verdict import Verdict
     from cryoai.run.config import ReconstructConfig
     from cryoai.types import CtfParameters, Map, ParticleSet, Pose
 
 _HOME = {
+    "ClassesResult": "cryoai.reconstruction.result",
     "CryoAIError": "cryoai.errors",
     "CtfParameters": "cryoai.types",
     "Evidence": "cryoai.reconstruction.evidence",
@@ -42,10 +43,12 @@ _HOME = {
     "read_map": "cryoai.io",
     "read_particles": "cryoai.io",
     "reconstruct": "cryoai.reconstruction.pipeline",
+    "reconstruct_classes": "cryoai.reconstruction.pipeline",
     "write_map": "cryoai.io",
 }
 
 __all__ = [
+    "ClassesResult",
     "CryoAIError",
     "CtfParameters",
     "Evidence",
@@ -65,6 +68,7 @@ __all__ = [
     "read_map",
     "read_particles",
     "reconstruct",
+    "reconstruct_classes",
     "write_map",
 ]
 

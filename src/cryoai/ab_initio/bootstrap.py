@@ -49,6 +49,13 @@ _SEEN_AGAIN = 0.1
 _RATE = 0.2
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
 _LEAST_NOISE = 0.5
+# Classes take longer to part than poses to be found: not before this share of the climb does it end early.
+_FEWEST_CLIMBED_WITH_CLASSES = 0.5
+# A class is dead that holds less than this share of what it would if all were equal. It is made anew, so many times
+# at most, of this share of the images, which fit worst, in so many steps of their own.
+_DEAD, _MOST_REVIVALS, _WORST, _REVIVING_STEPS = 0.1, 2, 0.25, 20
+# A start that is nearly over has no time for that.
+_LAST_REVIVAL = 0.75
 # Width of the map's soft edge, box lengths; the whole edge lies outside the measured radius.
 _EDGE = 0.1
 
@@ -122,6 +129,10 @@ def run_bootstrap(
         climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
         climb.step(settings.step_size)
         on_step(step + 1)
+        if step + 1 < _LAST_REVIVAL * settings.climbing_steps:
+            climb.revive_dead_classes()
+        if classes > 1 and step + 1 < _FEWEST_CLIMBED_WITH_CLASSES * settings.climbing_steps:
+            continue
         if not patient and (step + 1) % _ASKED_EVERY == 0 and climb.knows_poses() and not climb.grow():
             ended_early = True
             break
@@ -145,6 +156,9 @@ class _Climb:
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
         self._presence = torch.ones(len(images.train))
+        # How much of what it should gain each image has gained when it was last seen.
+        self._fit = torch.full((len(images.train),), torch.nan)
+        self._revivals = [0] * classes
         self._junk = JunkWatch()
         self._searches: dict[int, PosteriorSearch] = {}
         self.steps = 0
@@ -179,6 +193,7 @@ class _Climb:
         assert found.residual_power is not None
         self._junk.learn(found.gain - featureless)
         self._presence[rows] = found.presence
+        self._fit[rows] = found.gain / found.expected.clamp(min=1e-6)
         for ascent, sums in zip(self._ascents, found.sums, strict=True):
             ascent.step(sums, size, settings.momentum)
         self.shares = [old + _RATE * (new - old) for old, new in zip(self.shares, found.shares, strict=True)]
@@ -207,6 +222,25 @@ class _Climb:
         found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self.shares)
         poses = found.effective_poses[found.presence > 0.5]
         return len(poses) > 0 and float(poses.median()) < _FEW_POSES
+
+    def revive_dead_classes(self) -> None:
+        """Make classes that have lost their images anew, of those that fit worst."""
+        classes = len(self.shares)
+        for index in range(classes):
+            if self.shares[index] >= _DEAD / classes or self._revivals[index] >= _MOST_REVIVALS:
+                continue
+            self._revivals[index] += 1
+            known = torch.nonzero(self._fit.isfinite() & (self._presence > 0.5))[:, 0]
+            worst = known[self._fit[known].argsort()[: max(1, round(_WORST * len(known)))]]
+            seed = int(torch.randint(2**62, (1,), generator=self._generator))
+            anew = _Climb(replace(self._images, train=self._images.train[worst]), seed, 1)
+            anew.shells, anew.noise_power = self.shells, self.noise_power.clone()
+            for _ in range(_REVIVING_STEPS):
+                anew.step(self._settings.step_size)
+            self._ascents[index] = anew._ascents[0]
+            others = 1 - self.shares[index]
+            self.shares = [share * (1 - 1 / classes) / others for share in self.shares]
+            self.shares[index] = 1 / classes
 
     def _search(self) -> PosteriorSearch:
         if self.shells not in self._searches:

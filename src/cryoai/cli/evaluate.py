@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from cryoai.types import Map, ParticleSet, Pose
 
 _CLASS, _JUNK, _CONFIDENCE = "rlnClassNumber", "cryoaiJunk", "cryoaiConfidence"
+# A confidence of 1 in single precision may be a little more.
+_ROUNDING = 1e-5
 
 
 def evaluate(
@@ -213,7 +215,7 @@ def _read_classes(particles: ParticleSet, path: Path) -> Int[np.ndarray, " n"]:
 
 def _read_confidence(particles: ParticleSet, path: Path) -> Float[np.ndarray, " n"]:
     """Confidence of each image; 1 where the file has none."""
-    return _read_numbers(particles, path, _CONFIDENCE, lambda value: (value >= 0) & (value <= 1), 1.0)
+    return _read_numbers(particles, path, _CONFIDENCE, lambda value: (value >= 0) & (value <= 1 + _ROUNDING), 1.0)
 
 
 def _read_junk(particles: ParticleSet, path: Path) -> Bool[np.ndarray, " n"]:

@@ -337,7 +337,7 @@ def _write(particles: ParticleSet, poses: InferredPoses, path: Path) -> None:
         rotation = np.where(unused[:, None, None], particles.pose.rotation, rotation)
         translation = np.where(unused[:, None], particles.pose.translation, translation)
     extra = {
-        "cryoaiConfidence": poses.confidence.double().numpy(),
+        "cryoaiConfidence": poses.confidence.double().numpy().clip(0, 1),
         "cryoaiRotationStdDeg": finite_for_star(np.degrees(poses.rotation_std.double().numpy())),
         "cryoaiTranslationStdAngst": finite_for_star(poses.translation_std.double().numpy()),
     }

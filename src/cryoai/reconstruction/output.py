@@ -30,13 +30,15 @@ OUTPUTS = (
 """The files of a finished run."""
 
 
-def write_outputs(result: ReconstructionResult, number: int | None = None) -> None:
+def write_outputs(result: ReconstructionResult, label: Int[np.ndarray, " n"], number: int | None = None) -> None:
     """Write maps, particles, FSC and metrics of one class into its folder.
 
     Parameters
     ----------
     result
         Of the class.
+    label
+        Class of every row of the input, 0 for what shows none.
     number
         Of the class, where there are others: ``particles.star`` has the rows of its own particles then.
     """
@@ -48,10 +50,8 @@ def write_outputs(result: ReconstructionResult, number: int | None = None) -> No
         ("map", result.density),
     ):
         write_map(Map(np.ascontiguousarray(density, np.float32), result.voxel_size), folder / f"{name}.mrc")
-    if number is None:
-        write_poses(result, folder / "particles.star")
-    else:
-        write_poses(result, folder / "particles.star", np.flatnonzero(result.shows_it), number)
+    rows = None if number is None else np.flatnonzero(label == number)
+    write_particles(result.particles, result.state, label, folder / "particles.star", rows)
     write_text_atomic(folder / "fsc.csv", fsc_table(result).to_csv(index=False, float_format="%.6g"))
     if result.training:
         history = pd.DataFrame([asdict(record) for record in result.training])
@@ -59,26 +59,6 @@ def write_outputs(result: ReconstructionResult, number: int | None = None) -> No
     if result.encoder is not None:
         write_encoder(result.encoder, folder / ENCODER_FILE)
     write_text_atomic(folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in metrics(result)))
-
-
-def write_poses(
-    result: ReconstructionResult, path: Path, rows: Int[np.ndarray, " m"] | None = None, number: int = 1
-) -> None:
-    """The input's rows with the poses of one class.
-
-    Parameters
-    ----------
-    result
-        Of the class.
-    path
-        The STAR file.
-    rows
-        Those to write; all by default.
-    number
-        Of the class.
-    """
-    label = np.where(result.shows_it, number, 0)
-    write_particles(result.particles, result.state, label, path, rows)
 
 
 def write_particles(
@@ -117,7 +97,7 @@ def write_particles(
     columns: dict[str, Num[np.ndarray, " n"]] = {
         "rlnClassNumber": label,
         **(more or {}),
-        "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy()),
+        "cryoaiConfidence": np.where(left_out, 0.0, state.confidence.double().numpy().clip(0, 1)),
         "cryoaiRotationStdDeg": finite_for_star(np.degrees(state.rotation_std.double().numpy())),
         "cryoaiTranslationStdAngst": finite_for_star(state.translation_std.double().numpy()),
     }

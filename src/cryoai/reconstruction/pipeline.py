@@ -119,10 +119,10 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ClassesResult:
         data.close()
     result = ClassesResult(output, tuple(classes), first.classification)
     if len(classes) == 1:
-        write_outputs(classes[0])
+        write_outputs(classes[0], result.label)
         return result
     for number, one in enumerate(classes, 1):
-        write_outputs(one, number)
+        write_outputs(one, result.label, number)
     write_class_outputs(result)
     return result
 

@@ -151,10 +151,10 @@ class ClassesResult:
     @property
     def label(self) -> Int[np.ndarray, " n"]:
         """Each particle's class, from 1; 0 for what shows none of them."""
-        label = np.zeros(len(self.classes[0].particles), int)
-        for number, one in enumerate(self.classes, 1):
-            label[one.shows_it] = number
-        return label
+        if self.classification is not None:
+            # A particle that fits badly where it was posed is still one of its class; its confidence says the rest.
+            return self.classification.label
+        return self.classes[0].shows_it.astype(int)
 
     @property
     def state(self) -> RefinementState:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from jaxtyping import Int
 
 from cryoai.report.html import make_environment, picture_uri, sentence, starts_sentence, version_of_cryoai
 
@@ -32,7 +33,7 @@ def make_classes_html(result: ClassesResult) -> str:
             title=result.folder.resolve().name or "result",
             source=str(particles.source.path),
             warnings=[sentence(text) for text in common],
-            classes=[_describe(one, number, len(label)) for number, one in enumerate(result.classes, 1)],
+            classes=[_describe(one, number, label) for number, one in enumerate(result.classes, 1)],
             in_none=f"{np.sum(label == 0):,}",
             version=version_of_cryoai(),
             written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
@@ -40,15 +41,15 @@ def make_classes_html(result: ClassesResult) -> str:
     )
 
 
-def _describe(result: ReconstructionResult, number: int, images: int) -> dict[str, Any]:
-    verdict, count = result.verdict, int(result.shows_it.sum())
+def _describe(result: ReconstructionResult, number: int, label: Int[np.ndarray, " n"]) -> dict[str, Any]:
+    verdict, count = result.verdict, int(np.sum(label == number))
     return {
         "number": number,
         "verdict": verdict.call,
         "kind": verdict.call.replace(" ", "-"),
         "reason": sentence(verdict.reasons[0]) if verdict.reasons else "",
         "particles": f"{count:,}",
-        "share": f"{100 * count / images:.1f} %",
+        "share": f"{100 * count / len(label):.1f} %",
         "resolution": f"{result.resolution:.2f} Å",
         "confident": f"{100 * result.fraction_confident:.0f} %",
         "scf": f"{result.views.scf_star:.2f}",

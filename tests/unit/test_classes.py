@@ -1,0 +1,94 @@
+"""Classes of a bootstrap: shares, and which of two starts belong together."""
+
+import numpy as np
+import pytest
+import torch
+from three_balls import PIXEL_SIZE, SUPPORT, generator, make_density
+
+from cryoai.ab_initio.bootstrap import BootstrapResult
+from cryoai.ab_initio.classify import share_out
+from cryoai.ab_initio.images import BootstrapImages
+from cryoai.ab_initio.starts import choose_best
+from cryoai.geometry.fourier import make_fourier_disk
+from cryoai.geometry.rotations import random_rotations
+from cryoai.physics.image_formation import form_images_quickly
+from cryoai.physics.noise import make_shell_noise
+from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.refinement.state import RefinementState, merge_states
+from cryoai.run.config import BootstrapSettings
+from cryoai.tensors import ParticleBatch
+
+BOX, NOISE = 24, 0.2
+
+
+def test_shares_are_found_from_likelihoods() -> None:
+    generator_ = generator(1)
+    true = (torch.rand(4000, generator=generator_) < 0.2).long()
+    # A value of mean 1 in the right class and 0 in the other, σ = 1: its log-likelihoods differ by that value.
+    gain = torch.randn(4000, 2, generator=generator_) + torch.eye(2)[true]
+    probability = share_out(gain.double(), torch.tensor([0.5, 0.5]).double())
+    assert float(probability[:, 1].mean()) == pytest.approx(0.2, abs=0.03)
+    sure = probability[:, 1] > 0.4
+    assert float(true[sure].double().mean()) == pytest.approx(float(probability[sure, 1].mean()), abs=0.05)
+
+
+def test_what_cannot_be_is_never_chosen() -> None:
+    gain = torch.zeros(10, 3).double()
+    gain[:, 0] = -torch.inf
+    probability = share_out(gain, torch.ones(3).double())
+    assert (probability[:, 0] == 0).all()
+    torch.testing.assert_close(probability.sum(1), torch.ones(10).double())
+
+
+def images_of(volume: FourierVolume, count: int, seed: int) -> ParticleBatch:
+    disk = make_fourier_disk(BOX, 9.0)
+    ctf = torch.cos(disk.radius * torch.linspace(0.05, 0.15, count)[:, None])
+    clean = form_images_quickly(
+        volume, random_rotations(count, generator(seed)), torch.zeros(count, 2), ctf, disk, PIXEL_SIZE
+    )
+    noise = make_shell_noise(count, torch.full((20,), NOISE), disk, generator(seed + 1))
+    return ParticleBatch(clean + noise, ctf, disk, PIXEL_SIZE)
+
+
+def test_classes_of_two_starts_are_matched_by_their_images() -> None:
+    density = make_density(BOX)
+    volumes = [volume_from_map(one) for one in (density, 1.5 * density.flip(0).roll(3, 2) * density.roll(2, 1))]
+    parts = [images_of(volume, 40, 5 * number) for number, volume in enumerate(volumes)]
+    batch = ParticleBatch(
+        torch.cat([part.images for part in parts]),
+        torch.cat([part.ctf for part in parts]),
+        parts[0].disk,
+        PIXEL_SIZE,
+    )
+    settings = BootstrapSettings(first_radius=5, last_radius=6).in_box(BOX)
+    noise = torch.full((20,), NOISE)
+    images = BootstrapImages(batch, batch, noise, SUPPORT, settings)
+    first = BootstrapResult(tuple(volumes), (0.6, 0.4), noise, 2.0, 0, 6.0)
+    swapped = BootstrapResult(tuple(volumes[::-1]), (0.4, 0.6), noise, 1.0, 1, 6.0)
+    same_twice = BootstrapResult((volumes[0], volumes[0]), (0.5, 0.5), noise, 0.5, 2, 6.0)
+    found = choose_best([first, swapped, same_twice], images)
+    assert found.best is first and found.saved_as == "bootstrap_01"
+    for one in found.classes:
+        assert one.agreements[1] == pytest.approx(1, abs=0.02)
+        assert one.likelihoods == (2.0, 1.0, 0.5)
+    # The third start has the first molecule in both of its classes.
+    assert found.classes[0].agreeing == 3
+    assert found.classes[1].agreeing == 2 and found.classes[1].agreements[2] < 0.8
+    assert found.agree_in_every_shell
+
+
+def test_states_are_merged_by_class() -> None:
+    def state(value: float, half: list[int]) -> RefinementState:
+        n = len(half)
+        filled = torch.full((n,), value)
+        return RefinementState(
+            value * torch.eye(3).repeat(n, 1, 1), torch.full((n, 2), value), np.array(half), torch.ones(3), filled,
+            filled, filled, filled, np.full(n, value > 1), filled,
+        )  # fmt: skip
+
+    first, second = state(1.0, [0, -1, 1, -1]), state(2.0, [-1, 0, -1, -1])
+    merged = merge_states(first, second, second.half >= 0)
+    np.testing.assert_array_equal(merged.half, [0, 0, 1, -1])
+    torch.testing.assert_close(merged.translation[:, 0], torch.tensor([1.0, 2.0, 1.0, 1.0]))
+    np.testing.assert_array_equal(merged.is_confirmed, [False, True, False, False])
+    np.testing.assert_array_equal(first.half, [0, -1, 1, -1])
