@@ -16,7 +16,7 @@ import pytest
 from cryoai.cli import main
 from cryoai.run.config import ReconstructConfig, load_config
 
-COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "evaluate")
+COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "select", "evaluate")
 
 
 def run(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str]:

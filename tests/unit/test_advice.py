@@ -18,7 +18,7 @@ from cryoai.run.config import ReconstructConfig
 from cryoai.types import Map
 
 SOURCE = Path(cryoai.__file__).parent
-COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "evaluate")
+COMMANDS = ("demo", "info", "simulate", "reconstruct", "infer", "select", "evaluate")
 # Taken by the program itself, for every command.
 GENERAL = {"--debug", "--help", "--version"}
 

@@ -11,7 +11,7 @@ seen: a stronger one makes rare views fit worse, and be chosen more rarely still
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -49,13 +49,14 @@ _SEEN_AGAIN = 0.1
 _RATE = 0.2
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
 _LEAST_NOISE = 0.5
-# Classes take longer to part than poses to be found: not before this share of the climb does it end early.
-_FEWEST_CLIMBED_WITH_CLASSES = 0.5
-# A class is dead that holds less than this share of what it would if all were equal. It is made anew, so many times
-# at most, of this share of the images, which fit worst, in so many steps of their own.
-_DEAD, _MOST_REVIVALS, _WORST, _REVIVING_STEPS = 0.1, 2, 0.25, 20
-# A start that is nearly over has no time for that.
-_LAST_REVIVAL = 0.75
+# For so large a share of the climb all classes are given as many images: a map of more images has less noise, fits
+# better for that reason, and would be given more still. Share of the way that a mini-batch corrects the odds.
+_BALANCED, _BALANCING = 0.75, 0.5
+# No class is corrected as if it had less, nor held to be less likely than this share of the likeliest: where
+# images are sure of their classes there is nothing to correct.
+_LEAST_SHARE, _LEAST_ODDS = 1e-3, 1e-3
+# Classes have parted where so many images are so sure of theirs.
+_SURE_OF_CLASS, _PARTED = 0.9, 0.8
 # Width of the map's soft edge, box lengths; the whole edge lies outside the measured radius.
 _EDGE = 0.1
 
@@ -127,15 +128,14 @@ def run_bootstrap(
     climb, ended_early = _Climb(images, seed, classes), False
     for step in range(settings.climbing_steps):
         climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
+        if step >= _BALANCED * settings.climbing_steps:
+            climb.release_classes()
         climb.step(settings.step_size)
         on_step(step + 1)
-        if step + 1 < _LAST_REVIVAL * settings.climbing_steps:
-            climb.revive_dead_classes()
-        if classes > 1 and step + 1 < _FEWEST_CLIMBED_WITH_CLASSES * settings.climbing_steps:
-            continue
         if not patient and (step + 1) % _ASKED_EVERY == 0 and climb.knows_poses() and not climb.grow():
             ended_early = True
             break
+    climb.release_classes()
     settling = settings.settling_steps(climb.steps)
     for step in range(settling):
         climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / settling))
@@ -156,9 +156,6 @@ class _Climb:
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
         self._presence = torch.ones(len(images.train))
-        # How much of what it should gain each image has gained when it was last seen.
-        self._fit = torch.full((len(images.train),), torch.nan)
-        self._revivals = [0] * classes
         self._junk = JunkWatch()
         self._searches: dict[int, PosteriorSearch] = {}
         self.steps = 0
@@ -169,6 +166,7 @@ class _Climb:
         self._floor = _LEAST_NOISE * images.noise_power[: self.last + 1]
         self.noise_power = images.noise_power[: self.last + 1].clone()
         self.shares = [1 / classes] * classes
+        self._odds, self._is_balanced = self.shares, True
         self._ascents = []
         # Other images for each class: what makes them differ is nothing but chance.
         for rows in self._order[: classes * _FIRST_IMAGES].chunk(classes):
@@ -188,17 +186,31 @@ class _Climb:
         featureless = self._featureless(batch)
         rival = self._junk.rival(featureless)
         found = self._search()(
-            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self.shares
+            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self._odds
         )
         assert found.residual_power is not None
         self._junk.learn(found.gain - featureless)
         self._presence[rows] = found.presence
-        self._fit[rows] = found.gain / found.expected.clamp(min=1e-6)
         for ascent, sums in zip(self._ascents, found.sums, strict=True):
             ascent.step(sums, size, settings.momentum)
-        self.shares = [old + _RATE * (new - old) for old, new in zip(self.shares, found.shares, strict=True)]
+        self._learn_shares(found.shares)
         self._learn_noise(found.residual_power)
         self.steps += 1
+
+    def _learn_shares(self, found: Sequence[float]) -> None:
+        """Take in which classes a mini-batch shows, and what is to be expected of the next one."""
+        self.shares = [old + _RATE * (new - old) for old, new in zip(self.shares, found, strict=True)]
+        if not self._is_balanced:
+            self._odds = self.shares
+            return
+        even = 1 / len(found)
+        factor = [(even / max(share, _LEAST_SHARE)) ** _BALANCING for share in found]
+        odds = (torch.tensor(self._odds) * torch.tensor(factor)).clamp(min=_LEAST_ODDS * max(self._odds))
+        self._odds = (odds / odds.sum()).tolist()
+
+    def release_classes(self) -> None:
+        """From now on classes have as many images as show them."""
+        self._is_balanced = False
 
     def _featureless(self, batch: ParticleBatch) -> Float[Tensor, " batch"]:
         """What images gain by something without features, within the radius and mask of the search."""
@@ -216,31 +228,21 @@ class _Climb:
         self.noise_power = torch.maximum(self.noise_power, self._floor)
 
     def knows_poses(self) -> bool:
-        """Whether the map tells held-out images their poses, at this radius."""
+        """Whether the maps tell held-out images their classes and poses, at this radius."""
         held_out = self._images.held_out[slice(_ASKED)]
         rival = self._junk.rival(self._featureless(held_out))
-        found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self.shares)
-        poses = found.effective_poses[found.presence > 0.5]
-        return len(poses) > 0 and float(poses.median()) < _FEW_POSES
+        found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self._odds)
+        present = found.presence > 0.5
+        poses = found.effective_poses[present]
+        return len(poses) > 0 and float(poses.median()) < _FEW_POSES and self._have_parted(held_out[present])
 
-    def revive_dead_classes(self) -> None:
-        """Make classes that have lost their images anew, of those that fit worst."""
-        classes = len(self.shares)
-        for index in range(classes):
-            if self.shares[index] >= _DEAD / classes or self._revivals[index] >= _MOST_REVIVALS:
-                continue
-            self._revivals[index] += 1
-            known = torch.nonzero(self._fit.isfinite() & (self._presence > 0.5))[:, 0]
-            worst = known[self._fit[known].argsort()[: max(1, round(_WORST * len(known)))]]
-            seed = int(torch.randint(2**62, (1,), generator=self._generator))
-            anew = _Climb(replace(self._images, train=self._images.train[worst]), seed, 1)
-            anew.shells, anew.noise_power = self.shells, self.noise_power.clone()
-            for _ in range(_REVIVING_STEPS):
-                anew.step(self._settings.step_size)
-            self._ascents[index] = anew._ascents[0]
-            others = 1 - self.shares[index]
-            self.shares = [share * (1 - 1 / classes) / others for share in self.shares]
-            self.shares[index] = 1 / classes
+    def _have_parted(self, batch: ParticleBatch) -> bool:
+        """Whether the maps tell images their classes."""
+        if len(self.shares) == 1:
+            return True
+        gains = [self._search()(batch, volume, self.noise_power).gain for volume in self.volumes]
+        likeliest = (torch.stack(gains, 1) + torch.tensor(self._odds).log()).softmax(1).amax(1)
+        return float((likeliest > _SURE_OF_CLASS).float().mean()) > _PARTED
 
     def _search(self) -> PosteriorSearch:
         if self.shells not in self._searches:

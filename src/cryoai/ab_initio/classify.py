@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -39,6 +40,16 @@ class Classification:
     def label(self) -> Int[np.ndarray, " n"]:
         """The likeliest class, from 1; `SINK` for none."""
         return self.probability.argmax(1).numpy()
+
+    @property
+    def counts(self) -> Int[np.ndarray, " classes_and_sink"]:
+        """How many images are in the sink, and in each class."""
+        return np.bincount(self.label, minlength=self.probability.shape[1])
+
+    def reordered(self, order: Sequence[int]) -> Classification:
+        """The same with other numbers: ``order`` has the classes, from 0, that are to be 1, 2 and so on."""
+        columns = [SINK, *(index + 1 for index in order)]
+        return Classification(self.probability[:, columns])
 
     @property
     def confidence(self) -> Float[Tensor, " n"]:

@@ -22,7 +22,8 @@ _COMMANDS = {
     "simulate": "Simulate particles of a known molecule, with their true poses.",
     "reconstruct": "Reconstruct a map and a pose for every particle, with nothing known beforehand.",
     "infer": "Pose new particles with the trained encoder of a finished run.",
-    "evaluate": "Compare a map and poses with the truth, over both hands.",
+    "select": "Choose particles of a finished run by class and confidence, to go on with.",
+    "evaluate": "Compare maps, poses and classes with the truth, over both hands.",
 }
 for _name, _help in _COMMANDS.items():
     app.command(f"cryoai.cli.{_name}:{_name}", name=_name, help=_help)

@@ -64,7 +64,7 @@ def reconstruct(
     write_reports_of(result)
     if quiet:
         return
-    if len(result.classes) == 1:
+    if result.classification is None:
         print_result(result.classes[0])
     else:
         print_classes(result)
@@ -76,7 +76,7 @@ def write_reports_of(result: ClassesResult) -> None:
 
     for one in result.classes:
         write_report(one, one.folder / "report.html")
-    if len(result.classes) > 1:
+    if result.classification is not None:
         write_classes_report(result, result.folder / "report.html")
 
 
@@ -96,6 +96,9 @@ def print_classes(result: ClassesResult) -> None:
             f"{one.resolution:.2f} Å",
             f"{100 * one.fraction_confident:.0f} %", starts, escape(str(one.folder / "map.mrc")),
         )  # fmt: skip
+    for number in range(len(result.classes) + 1, len(result.classes) + len(result.too_small) + 1):
+        path = result.folder / f"class{number}" / "map.mrc"
+        table.add_row(str(number), "too small", f"{(label == number).sum():,}", "–", "–", "–", escape(str(path)))
     console = Console()
     console.print(table)
     for number, one in enumerate(result.classes, 1):

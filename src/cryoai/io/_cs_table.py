@@ -142,9 +142,21 @@ def _has_all(table: CsTable) -> bool:
 
 
 def _load(path: Path) -> CsTable:
+    rows = load_rows(path)
+    return CsTable(path, {name: rows[name] for name in rows.dtype.names or ()})
+
+
+def load_rows(path: Path) -> np.ndarray:
+    """The structured array of one file as it is; mapped, as most columns are never needed.
+
+    Raises
+    ------
+    InputError
+        Not a ``.cs`` file, or it cannot be read.
+    """
     try:
         _check_header_length(path)
-        # Mapped, as most columns are never needed, and as a damaged header may promise more than memory holds.
+        # A damaged header may promise more than memory holds.
         rows = np.load(path, mmap_mode="r", allow_pickle=False, max_header_size=_LONGEST_HEADER)
     except FileNotFoundError as error:
         raise InputError("there is no such file", file=path) from error
@@ -154,8 +166,7 @@ def _load(path: Path) -> CsTable:
         raise InputError("is not a readable cryoSPARC .cs file", file=path) from error
     if not isinstance(rows, np.ndarray) or not rows.dtype.names:
         raise InputError("is not a cryoSPARC .cs file: it has no named columns", file=path)
-    rows = rows.reshape(-1)
-    return CsTable(path, {name: rows[name] for name in rows.dtype.names})
+    return rows.reshape(-1)
 
 
 def _check_header_length(path: Path) -> None:

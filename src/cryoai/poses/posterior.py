@@ -69,9 +69,6 @@ class Posterior:
         its presence; empty if none were drawn.
     shares
         For each map, how much of what was drawn has gone to it; empty if nothing was.
-    expected
-        (batch,) log-likelihood gain that an image of its CTF has at its right pose, averaged over the views of the
-        maps by their shares.
     residual_power
         (shells + 1,) ``E|image - CTF · slice|²`` over the posterior, of what is present; 0 for shell 0. None
         without draws.
@@ -80,7 +77,6 @@ class Posterior:
     gain: Float[Tensor, " batch"]
     effective_poses: Float[Tensor, " batch"]
     presence: Float[Tensor, " batch"]
-    expected: Float[Tensor, " batch"]
     sums: tuple[VolumeAccumulator, ...] = ()
     shares: tuple[float, ...] = ()
     residual_power: Float[Tensor, " shells"] | None = None
@@ -183,18 +179,17 @@ class PosteriorSearch:
         run = step.run_reference if reference else step.run_kernel
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
         parts = [run(batch[chunk], offset[chunk], odds_against[chunk]) for chunk in chunks]
-        gain, effective, expected = (torch.cat(part) for part in zip(*parts, strict=True))
+        gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
         presence = (gain - odds_against).sigmoid()
         gain = gain - math.log(self.poses)
         if draws == 0:
-            return Posterior(gain, effective, presence, expected)
+            return Posterior(gain, effective, presence)
         total, weight = (part.unflatten(0, (-1, len(rotation))) for part in (step.total, step.weight))
         sums = tuple(self._insert(t, w, rotation, noise_power) for t, w in zip(total, weight, strict=True))
         drawn = weight.sum((1, 2))
-        found_shares = tuple((drawn / drawn.sum().clamp(min=1e-20)).tolist())
-        return Posterior(
-            gain, effective, presence, expected, sums, found_shares, step.residual_power(batch, presence)
-        )
+        # Where nothing is present the maps are alike.
+        found_shares = tuple(((drawn + 1e-20) / (drawn + 1e-20).sum()).tolist())
+        return Posterior(gain, effective, presence, sums, found_shares, step.residual_power(batch, presence))
 
     def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
         """Of the images, what is compared."""
@@ -292,10 +287,6 @@ class Comparison:
         power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T - self._log_share
         return rings, spectrum, ctf_power, power
 
-    def expected_gain(self, power: Float[Tensor, "batch directions"]) -> Float[Tensor, " batch"]:
-        """Of `prepare`'s last part, the mean over directions, and over maps by their shares."""
-        return (power + self._log_share) @ (self._log_share.exp() / self._log_share.exp().sum())
-
     @cached_property
     def _lanes(self) -> np.ndarray:
         slices = torch.view_as_real(self.spectrum).unflatten(0, (self.blocks, LANES))
@@ -345,8 +336,8 @@ class _ExpectationStep:
         """Σ CTF² of each direction."""
         return torch.from_numpy(self._weights.sum(0))
 
-    def run_kernel(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log Σ exp(score), effective numbers of poses, expected gains of images; which are added to the sums."""
+    def run_kernel(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
+        """Log Σ exp(score) and effective numbers of poses of some images, which are added to the sums."""
         search, grid = self.search, self.search.grid
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
@@ -363,9 +354,9 @@ class _ExpectationStep:
             )  # fmt: skip
 
         run_in_threads(work, len(batch), len(self._totals))
-        return torch.from_numpy(gain), torch.from_numpy(effective), self.comparison.expected_gain(power)
+        return torch.from_numpy(gain), torch.from_numpy(effective)
 
-    def run_reference(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def run_reference(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
         """The same in plain torch, image by image."""
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         gains, numbers = [], []
@@ -381,7 +372,7 @@ class _ExpectationStep:
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
                 share = float((gains[-1] - against[i]).sigmoid()) / self.draws
                 self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i], share)
-        return torch.stack(gains).cpu(), torch.stack(numbers).cpu(), self.comparison.expected_gain(power)
+        return torch.stack(gains).cpu(), torch.stack(numbers).cpu()
 
     def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor, share: float) -> None:
         shift, side, angle, direction = place

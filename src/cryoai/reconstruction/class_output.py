@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from cryoai.io import write_text_atomic
+from cryoai.io import write_map, write_text_atomic
 from cryoai.reconstruction.output import metrics, write_particles
 
 if TYPE_CHECKING:
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def write_class_outputs(result: ClassesResult) -> None:
-    """Write all particles with their classes, and a line of metrics for each class."""
+    """Write all particles with their classes, a line of metrics for each class, and maps of those not refined."""
     assert result.classification is not None
     write_particles(
         result.classes[0].particles, result.state, result.label, result.folder / "particles.star",
@@ -25,4 +25,8 @@ def write_class_outputs(result: ClassesResult) -> None:
         lines.append(
             {"step": "class", "class": number, **{name: value for name, value in last.items() if name != "step"}}
         )
+    for number, density_map in enumerate(result.too_small, len(result.classes) + 1):
+        write_map(density_map, result.folder / f"class{number}" / "map.mrc")
+        count = int(result.classification.counts[number])
+        lines.append({"step": "class", "class": number, "particles_used": count, "too_small": True})
     write_text_atomic(result.folder / "metrics.jsonl", "".join(json.dumps(line) + "\n" for line in lines))

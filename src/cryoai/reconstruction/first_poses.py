@@ -17,6 +17,7 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.noise import estimate_shell_power
+from cryoai.physics.slicing import FourierVolume
 from cryoai.reconstruction.processes import cores_shared
 from cryoai.refinement.poses import reconstruct_halves, update_noise
 from cryoai.refinement.rounds import assign_all, diameter_px, own_references
@@ -27,6 +28,8 @@ from cryoai.types import ParticleSet
 
 # Images that the first noise spectrum is measured on.
 _FOR_SPECTRUM = 2000
+# A class of fewer particles is not refined.
+_FEWEST_TO_REFINE = 100
 _ASSIGNED, _CLASSIFIED = "assigned", "classified"
 
 
@@ -70,10 +73,13 @@ class FirstClasses:
         In the order of their numbers, the largest first.
     classification
         Which particle is in which, where there are several.
+    too_small
+        Maps of the classes that follow, which have too few particles to be refined.
     """
 
     classes: tuple[FirstPoses, ...]
     classification: Classification | None = None
+    too_small: tuple[FourierVolume, ...] = ()
 
 
 def find_first_poses(
@@ -184,15 +190,25 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
         return FirstClasses((_pose_by_bootstrap(data, everything, starts.classes[0], run, starts.saved_as),))
     with run.timed("classification"):
         classification = _classify(data, starts, run)
-    label = classification.label
+    order = np.argsort(-classification.counts[1:], kind="stable").tolist()
+    classification = classification.reordered(order)
+    label, counts = classification.label, classification.counts
+    in_words = ", ".join(f"{count:,} in class {number}" for number, count in enumerate(counts.tolist()[1:], 1))
+    run.progress.say(f"Images: {in_words}, {counts[0]:,} in none")
     everything = start_refinement(data, _first_noise(data), run.config.seed)
-    classes = []
-    for number, ab_initio in enumerate(starts.classes, 1):
+    classes, too_small = [], []
+    for number, index in enumerate(order, 1):
+        ab_initio = starts.classes[index]
+        if number > 1 and counts[number] < _FEWEST_TO_REFINE:
+            run.warn(
+                f"class {number} has {counts[number]} particles, too few to refine it: its map is the bootstrap's"
+            )
+            too_small.append(ab_initio.best.volume)
+            continue
         # Halves are those of the whole set, so that a particle that changes its class stays in its half.
         state = replace(everything, half=np.where(label == number, everything.half, -1))
-        class_run = run.of_class(number, _CLASSIFIED)
-        classes.append(_pose_by_bootstrap(data, state, ab_initio, class_run))
-    return FirstClasses(tuple(classes), classification)
+        classes.append(_pose_by_bootstrap(data, state, ab_initio, run.of_class(number, _CLASSIFIED)))
+    return FirstClasses(tuple(classes), classification, tuple(too_small))
 
 
 def _classify(data: ParticleData, starts: Starts, run: Run) -> Classification:
@@ -200,11 +216,7 @@ def _classify(data: ParticleData, starts: Starts, run: Run) -> Classification:
         return classify(data, starts.best, starts.images, run.progress)
 
     inputs = {"classes": run.config.classes}
-    classification = run.checkpoint.step(_CLASSIFIED, Classification, inputs, compute, starts.saved_as)
-    counts = np.bincount(classification.label[data.usable_rows], minlength=run.config.classes + 1)
-    in_words = ", ".join(f"{count:,} in class {number}" for number, count in enumerate(counts.tolist()[1:], 1))
-    run.progress.say(f"Particles: {in_words}, {counts[0]:,} in none")
-    return classification
+    return run.checkpoint.step(_CLASSIFIED, Classification, inputs, compute, starts.saved_as)
 
 
 def _pose_by_bootstrap(

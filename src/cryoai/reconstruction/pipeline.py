@@ -13,6 +13,7 @@ from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.contrast import contrast_of_map
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.judge import Judgement
+from cryoai.physics.slicing import map_from_volume
 from cryoai.reconstruction.class_output import write_class_outputs
 from cryoai.reconstruction.first_poses import FirstPoses, find_first_poses
 from cryoai.reconstruction.output import write_outputs
@@ -32,7 +33,7 @@ from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
 from cryoai.run.streams import torch_stream
-from cryoai.types import ParticleSet
+from cryoai.types import Map, ParticleSet
 
 
 def reconstruct(
@@ -113,12 +114,14 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ClassesResult:
         first = find_first_poses(data, particles, run, training)
         classes = []
         for number, one in enumerate(first.classes, 1):
-            folder = output if len(first.classes) == 1 else output / f"class{number}"
+            folder = output if first.classification is None else output / f"class{number}"
             classes.append(_refine_class(data, particles, folder, one))
     finally:
         data.close()
-    result = ClassesResult(output, tuple(classes), first.classification)
-    if len(classes) == 1:
+    hand = [one.mirrored() if run.config.invert_hand else one for one in first.too_small]
+    small = tuple(Map(map_from_volume(one).numpy(), data.pixel_size) for one in hand)
+    result = ClassesResult(output, tuple(classes), first.classification, small)
+    if result.classification is None:
         write_outputs(classes[0], result.label)
         return result
     for number, one in enumerate(classes, 1):

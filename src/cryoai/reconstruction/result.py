@@ -24,7 +24,7 @@ from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.state import RefinementState, merge_states
 from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
-from cryoai.types import ParticleSet
+from cryoai.types import Map, ParticleSet
 
 # A crossing this close to two voxels is the end of the curve, not of the data.
 _NYQUIST_TOLERANCE = 1.0001
@@ -142,11 +142,14 @@ class ClassesResult:
         In the order of their numbers, the largest first.
     classification
         Which particle is in which, by the bootstrap's maps; None where there is one class.
+    too_small
+        The bootstrap's maps of the classes that follow, which have too few particles to be refined.
     """
 
     folder: Path
     classes: tuple[ReconstructionResult, ...]
     classification: Classification | None = None
+    too_small: tuple[Map, ...] = ()
 
     @property
     def label(self) -> Int[np.ndarray, " n"]:
