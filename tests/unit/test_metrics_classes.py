@@ -107,7 +107,7 @@ def test_each_class_is_compared_with_its_own(two_species, capsys):
 
 
 def test_maps_of_classes(two_species, capsys):
-    maps = [make_phantom(32, 3.0, seed) for seed in (1, 2)]
+    maps = [make_phantom(20, 4.8, seed) for seed in (1, 2)]
     for number, density in enumerate(maps, start=1):
         write_map(density, two_species / f"true{number}.mrc")
         write_map(density, two_species / f"class{3 - number}.mrc")
