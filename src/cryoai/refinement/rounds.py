@@ -245,13 +245,7 @@ def finish(
         run.warn(_no_evidence(shared_shells, data.disk.box_size * data.pixel_size))
     confidence = torch.zeros(len(data))
     confidence[state.used] = sure
-    shown = torch.zeros(len(data))
-    shown[state.used] = presence
-    return (
-        replace(state, confidence=confidence, presence=shown),
-        halves,
-        summarise_fits(quality, expected, sure, presence),
-    )
+    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure, presence)
 
 
 def _no_evidence(shared_shells: float, box_length: float) -> str:
