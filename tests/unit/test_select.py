@@ -15,6 +15,7 @@ def project(tmp_path):
     """A run's folder of three particles from a cryoSPARC file: class 1, confidence 0.9; class 2, 0.4; none."""
     make_stack(tmp_path / "J12" / "extract" / "a.mrcs")
     particles = read_particles(make_cs(tmp_path / "J13" / "p.cs", BLOB + CTF + POSE))
+    assert particles.pose is not None
     extra = {"rlnClassNumber": np.array([1, 2, 0]), "cryoaiConfidence": np.array([0.9, 0.4, 0.0])}
     (tmp_path / "out").mkdir()
     write_particles_star(tmp_path / "out/particles.star", particles, particles.pose, extra)
@@ -68,6 +69,7 @@ def test_another_file_of_particles_is_refused(project):
     with pytest.raises(InputError, match="has 6 particles, the run 3"):
         select(project / "out", cs=project / "J13/more.cs", output=project / "c.cs")
     particles = read_particles(project / "J13/p.cs")
+    assert particles.pose is not None
     write_particles_star(project / "plain.star", particles, particles.pose)
     with pytest.raises(InputError, match="has no column rlnClassNumber"):
         select(project / "plain.star", output=project / "chosen.star")
