@@ -1,3 +1,4 @@
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -10,25 +11,28 @@ from markupsafe import escape
 from PIL import Image
 
 from cryoai.ab_initio.bootstrap import BootstrapResult
+from cryoai.ab_initio.classify import Classification
 from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import fft3, ifft3
 from cryoai.geometry.soft_masks import make_soft_sphere
+from cryoai.io import read_map
 from cryoai.metrics.fsc import phase_randomised_fsc
 from cryoai.particles.phantom import make_phantom
 from cryoai.physics.slicing import FourierVolume, make_accumulator
-from cryoai.reconstruction.result import ReconstructionResult
+from cryoai.reconstruction.class_output import write_class_outputs
+from cryoai.reconstruction.result import ClassesResult, ReconstructionResult
 from cryoai.refinement.confidence import FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.search_again import SearchSummary
 from cryoai.refinement.state import RefinementState
-from cryoai.report import write_picture, write_report
+from cryoai.report import write_classes_report, write_picture, write_report
 from cryoai.report.figures import make_surface_figure, viewing_density
 from cryoai.report.html import duration, starts_sentence
 from cryoai.report.picture import render_map
 from cryoai.report.surface import choose_level, make_surfaces
 from cryoai.run.config import ReconstructConfig
-from cryoai.types import ParticleSet, SourceTable
+from cryoai.types import Map, ParticleSet, SourceTable
 
 
 def random_rotations(n, generator):
@@ -239,3 +243,23 @@ def test_disagreeing_starts_are_not_hidden(result):
     assert "single start" in starts_sentence(replace(lone, agreements=(1.0,), likelihoods=(1.0,)))
     assert "do not trust" in starts_sentence(replace(lone, agreements=(1.0, 0.69, 0.71)))
     assert "All 3" in starts_sentence(replace(lone, agreements=(1.0, 0.9, 0.8)))
+
+
+def test_classes_side_by_side_and_those_too_small(tmp_path):
+    one = replace(fake_result(tmp_path / "class1"), warnings=("told of all",))
+    n = len(one.particles)
+    probability = torch.zeros(n, 4)
+    probability[torch.arange(n), torch.tensor([1, 2, 0, 1, 3]).repeat(n // 5)] = 1
+    small = Map(one.density, one.voxel_size)
+    both = (one, replace(one, folder=tmp_path / "class2"))
+    result = ClassesResult(tmp_path, both, Classification(probability), (small,))
+    write_class_outputs(result)
+    write_classes_report(result, tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Class 3 has 60 particles, too few to be refined" in page
+    assert page.count("Told of all.") == 1 and 'href="class2/report.html"' in page and "class3/report" not in page
+    assert "60 images show none of them" in page
+    np.testing.assert_array_equal(read_map(tmp_path / "class3/map.mrc").density, one.density)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [(line["class"], line.get("too_small", False)) for line in lines] == [(1, False), (2, False), (3, True)]
+    assert lines[2]["particles_used"] == 60

@@ -23,6 +23,7 @@ def make_classes_html(result: ClassesResult) -> str:
         The finished run.
     """
     particles, label = result.classes[0].particles, result.label
+    last = len(result.classes) + len(result.too_small)
     # What was said before there were classes is in the warnings of each.
     warnings = [set(one.warnings) for one in result.classes]
     common = [text for text in result.classes[0].warnings if all(text in others for others in warnings)]
@@ -34,11 +35,17 @@ def make_classes_html(result: ClassesResult) -> str:
             source=str(particles.source.path),
             warnings=[sentence(text) for text in common],
             classes=[_describe(one, number, label) for number, one in enumerate(result.classes, 1)],
+            too_small=[_tell_of_small(number, label) for number in range(len(result.classes) + 1, last + 1)],
             in_none=f"{np.sum(label == 0):,}",
             version=version_of_cryoai(),
             written=datetime.now().astimezone().strftime("%d %B %Y, %H:%M"),
         )
     )
+
+
+def _tell_of_small(number: int, label: Int[np.ndarray, " n"]) -> str:
+    count = np.sum(label == number)
+    return f"Class {number} has {count:,} particles, too few to be refined: its map is the bootstrap's."
 
 
 def _describe(result: ReconstructionResult, number: int, label: Int[np.ndarray, " n"]) -> dict[str, Any]:
