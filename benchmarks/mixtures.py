@@ -178,8 +178,10 @@ def print_tables(lines: list[dict[str, Any]]) -> None:
 def _row(line: dict[str, Any]) -> list[str]:
     classes = line.get("classes", [line])
     shares = ("class_accuracy", "class_ari", "particles_in_sink", "junk_told_apart")
+    # Of a single species the index says nothing.
+    known = line.keys() if "classes" in line else line.keys() - {"class_ari"}
     return [
-        line["set"], str(line["seed"]), *(f"{line[name]:.3f}" if name in line else "–" for name in shares),
+        line["set"], str(line["seed"]), *(f"{line[name]:.3f}" if name in known else "–" for name in shares),
         ", ".join(f"{one['fsc_0.5_px']:.2f}" if "fsc_0.5_px" in one else "–" for one in classes),
         ", ".join(line["verdicts"]), f"{line['seconds']:.0f}",
     ]  # fmt: skip

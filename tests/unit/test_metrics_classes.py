@@ -43,6 +43,7 @@ def test_the_sink_is_for_junk():
     found = np.where(np.arange(100) % 5 == 0, 1 - (true > 0), (true > 0).astype(int))
     agreement = compare_classes(found, true)
     assert agreement.accuracy == 0.8
+    assert np.isnan(agreement.ari)
     assert agreement.particles_in_sink == 0.2
     assert agreement.junk_told_apart == 0.8
     # Junk without confidence is told apart wherever it is.

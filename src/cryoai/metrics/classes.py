@@ -25,7 +25,7 @@ class ClassAgreement:
         particle in the sink is wrong. NaN without particles.
     ari
         Adjusted Rand index of the true particles: 1 for the same division, 0 on average for one by chance. The
-        sink is one of the found classes.
+        sink is one of the found classes. NaN where there is one true class.
     majority
         Of each found class but the sink, the true class that most of its particles have (0: it is mostly junk).
     particles_in_sink
@@ -56,11 +56,12 @@ def compare_classes(
     classes = np.unique(found[found != SINK]).tolist()
     majority = {one: int(np.bincount(true[found == one]).argmax()) for one in classes}
     particles = true != SINK
+    several = len(np.unique(true[particles])) > 1
     right = np.array([majority.get(one, SINK) for one in found.tolist()], int) == true
     apart = found == SINK if confidence is None else (found == SINK) | (confidence <= _CONFIDENT)
     return ClassAgreement(
         accuracy=_share(right, particles),
-        ari=adjusted_rand_index(found[particles], true[particles]),
+        ari=adjusted_rand_index(found[particles], true[particles]) if several else float("nan"),
         majority=majority,
         particles_in_sink=_share(found == SINK, particles),
         junk_told_apart=_share(apart, ~particles),
