@@ -40,7 +40,7 @@ def mixture(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def config(quick_config: ReconstructConfig) -> ReconstructConfig:
     bootstrap = BootstrapSettings(steps=60, batch_size=200, first_radius=6, last_radius=8)
-    return quick_config.model_copy(update={"classes": 2, "bootstrap": bootstrap})
+    return quick_config.model_copy(update={"classes": 2, "seeds": 3, "bootstrap": bootstrap})
 
 
 @pytest.fixture(scope="module")
