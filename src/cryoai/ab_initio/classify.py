@@ -13,13 +13,12 @@ from torch import Tensor
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.geometry.fourier import full_radius
+from cryoai.metrics.classes import SINK
 from cryoai.particles.dataset import ParticleData
 from cryoai.poses.featureless import featureless_gain, tells
 from cryoai.poses.posterior import MASK_MARGIN
 from cryoai.run.progress import Progress
 
-SINK = 0
-"""The class of what shows none of the molecules."""
 _CHUNK = 500
 _STEPS = 100
 

@@ -37,7 +37,7 @@ class Run:
     seconds: dict[str, float] = field(default_factory=dict)
 
     def of_class(self, number: int, after: str) -> Run:
-        """The same run for one of several classes, its steps go on from ``after``."""
+        """The same run for one of several classes, whose steps go on from ``after``."""
         name = f"class{number}"
         progress = PartProgress(self.progress, f"Class {number}")
         return Run(self.config, self.checkpoint.child(name, after), progress, list(self.warnings), self.seconds)
