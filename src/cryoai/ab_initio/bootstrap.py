@@ -25,6 +25,7 @@ from cryoai.geometry.shells import half_space_radius, mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, map_from_volume, volume_from_map
+from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.featureless import featureless_gain
 from cryoai.poses.posterior import PADDING, PosteriorSearch
 from cryoai.tensors import ParticleBatch
@@ -292,7 +293,7 @@ def make_posterior_search(
     train, settings = images.train, images.settings
     return PosteriorSearch(
         train.disk.box_size, train.pixel_size, shells, images.support, settings.max_shift_box_lengths,
-        sums_radius,
+        sums_radius, symmetry=images.symmetry,
     )  # fmt: skip
 
 
@@ -367,4 +368,4 @@ def _insert_random_poses(
     inserter = Inserter(batch.disk.box_size, shells + 2, PADDING)
     rotation = random_rotations(len(batch), generator)
     inserter.add(batch, rotation, torch.zeros(len(batch), 2), images.noise_power)
-    return inserter.result()
+    return symmetrize(inserter.result(), images.symmetry)

@@ -35,6 +35,8 @@ class BootstrapImages:
         Radius of the particle, box lengths.
     settings
         The bootstrap's, with radii that exist in the box.
+    symmetry
+        That maps are given, with RELION's axes.
     """
 
     train: ParticleBatch
@@ -42,10 +44,15 @@ class BootstrapImages:
     noise_power: Float[Tensor, " shells"]
     support: float
     settings: BootstrapSettings
+    symmetry: str = "C1"
 
 
 def choose_images(
-    data: ParticleData, settings: BootstrapSettings, seed: int, diameter: float | None = None
+    data: ParticleData,
+    settings: BootstrapSettings,
+    seed: int,
+    diameter: float | None = None,
+    symmetry: str = "C1",
 ) -> BootstrapImages:
     """A random subset to bootstrap from, and others held out (the same ones where there are very few).
 
@@ -59,6 +66,8 @@ def choose_images(
         Of the choice.
     diameter
         Of the particle, Å; None measures it.
+    symmetry
+        That maps are to have, with RELION's axes.
     """
     settings = settings.in_box(data.disk.box_size)
     rows = numpy_stream(seed, "bootstrap images").permutation(data.usable_rows)
@@ -72,4 +81,4 @@ def choose_images(
     noise_power = estimate_noise_outside(some.images, some.disk, support).clamp(min=1e-12)
     reach = settings.last_radius + MASK_MARGIN
     held_out_batch = data.batch(test if len(test) else train, reach)
-    return BootstrapImages(data.batch(train, reach), held_out_batch, noise_power, support, settings)
+    return BootstrapImages(data.batch(train, reach), held_out_batch, noise_power, support, settings, symmetry)

@@ -119,7 +119,8 @@ def find_starts(data: ParticleData, run: Run) -> Starts:
     run
         Options, checkpoints and progress; warned where the starts found different maps.
     """
-    images = choose_images(data, run.config.bootstrap, run.config.seed, run.config.particle_diameter)
+    config = run.config
+    images = choose_images(data, config.bootstrap, config.seed, config.particle_diameter, config.imposed_symmetry)
     starts = _start_until_two_agree(images, run, patient=False)
     result = choose_best(starts, images)
     if len(starts) > 1 and result.best.ended_early and not result.agree_in_every_shell:
@@ -149,7 +150,7 @@ def _start_until_two_agree(images: BootstrapImages, run: Run, patient: bool) -> 
     config, steps = run.config, images.settings.steps
     inputs = {
         "bootstrap": images.settings, "diameter": config.particle_diameter, "support": images.support,
-        "seed": config.seed, "classes": config.classes,
+        "seed": config.seed, "classes": config.classes, "symmetry": images.symmetry,
     }  # fmt: skip
     starts: list[BootstrapResult] = []
     for number in range(1, config.seeds + 1):

@@ -11,6 +11,8 @@ from scipy.spatial.transform import Rotation
 from cryoai.errors import InputError
 
 _LARGEST_FOLD = 99
+# Radians: what turns less is the identity, and axes so close are one.
+_NO_TURN = 0.17
 
 
 def point_group_name(text: str) -> str:
@@ -62,3 +64,30 @@ def point_group(name: str) -> Float[np.ndarray, "n 3 3"]:
     group = turn @ group @ turn.T
     angle = Rotation.from_matrix(group).magnitude()
     return group[np.argsort(angle.round(6), kind="stable")]
+
+
+def identify_group(rotations: Float[np.ndarray, "n 3 3"]) -> str | None:
+    """The name of a group by its rotations about whichever axes; None where they are none that has one.
+
+    Parameters
+    ----------
+    rotations
+        Each once, the identity among them; accurate to a few degrees.
+    """
+    count, vectors = len(rotations), Rotation.from_matrix(rotations).as_rotvec()
+    angle = np.linalg.norm(vectors, axis=1)
+    others = vectors[angle > _NO_TURN]
+    if len(others) != count - 1 or count > max(2 * _LARGEST_FOLD, 60):
+        return None
+    if count == 1:
+        return "C1"
+    halves = int((angle > np.pi - _NO_TURN).sum())
+    axis = others / np.linalg.norm(others, axis=1, keepdims=True)
+    if (np.abs(axis @ axis[0]) > np.cos(_NO_TURN)).all():
+        step = np.sort(np.concatenate((angle[angle > _NO_TURN], 2 * np.pi - angle[angle > _NO_TURN])))[0]
+        return f"C{count}" if abs(step * count - 2 * np.pi) < step / 2 else None
+    for name, (order, of_halves) in {"T": (12, 3), "O": (24, 9), "I": (60, 15)}.items():
+        if (count, halves) == (order, of_halves):
+            return name
+    fold = count // 2
+    return f"D{fold}" if count % 2 == 0 and halves == fold + (fold % 2 == 0) else None

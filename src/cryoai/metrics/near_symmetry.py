@@ -13,6 +13,9 @@ from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.metrics.map_fit import make_target, padded_spectrum, refine_candidates, search_rotations
 
+# Rotations that are refined, and twice as many more as there are elements of a known symmetry.
+_TRIED = 40
+
 
 def find_near_symmetries(
     density: Float[Tensor, "box box box"],
@@ -21,6 +24,7 @@ def find_near_symmetries(
     at_least: float = 0.75,
     smallest_angle: float = math.radians(25),
     keep: int = 8,
+    group: Float[Tensor, "g 3 3"] | None = None,
 ) -> list[MapAlignment]:
     """Rotations about any axis that leave a map nearly as it is, found from its own correlation.
 
@@ -39,6 +43,9 @@ def find_near_symmetries(
         Radians; smaller rotations are the map's own smoothness.
     keep
         At most this many, the most alike first.
+    group
+        Of a symmetry that the map is known to have: it is left out, and of rotations that it makes the same one is
+        kept.
 
     Returns
     -------
@@ -47,15 +54,20 @@ def find_near_symmetries(
     """
     density = (density * make_soft_sphere(density.shape[-1]).to(density)).float()
     spectrum, targets = padded_spectrum(density), [make_target(density)]
+    group = torch.eye(3)[None].double() if group is None else group.double().cpu()
+    tried = _TRIED + 2 * len(group)
     candidates = refine_candidates(
-        spectrum, targets, search_rotations(spectrum, targets, density).distinct(40), radius, 8
+        spectrum, targets, search_rotations(spectrum, targets, density).distinct(tried), radius, 8
     )
     found: list[MapAlignment] = []
-    candidates = candidates.distinct(40)
-    angles = rotation_angle(candidates.rotation, torch.eye(3, dtype=torch.float64).expand_as(candidates.rotation))
-    for rotation, shift, score, angle in zip(
-        candidates.rotation, candidates.shift, candidates.score.tolist(), angles.tolist(), strict=True
+    candidates = candidates.distinct(tried)
+    known = group
+    for rotation, shift, score in zip(
+        candidates.rotation, candidates.shift, candidates.score.tolist(), strict=True
     ):
-        if score >= at_least and angle > smallest_angle:
+        far = rotation_angle(known, rotation.expand_as(known)).amin() > smallest_angle
+        if score >= at_least and far:
             found.append(MapAlignment(rotation.numpy(), shift.numpy(), False, score))
+            if len(group) > 1:
+                known = torch.cat((known, group @ rotation))
     return found[:keep]

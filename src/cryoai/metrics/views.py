@@ -114,7 +114,10 @@ class ViewCoverage:
 
 
 def measure_views(
-    rotation: Float[np.ndarray, "n 3 3"], weight: Float[np.ndarray, " n"] | None = None, radius: float = 10
+    rotation: Float[np.ndarray, "n 3 3"],
+    weight: Float[np.ndarray, " n"] | None = None,
+    radius: float = 10,
+    group: Float[np.ndarray, "g 3 3"] | None = None,
 ) -> ViewCoverage:
     """Measure how evenly particles see the molecule.
 
@@ -135,6 +138,8 @@ def measure_views(
     radius
         Shell at which Fourier space is looked at; lower where there are too few particles to fill it, and 25 at
         most.
+    group
+        Of a symmetry, whose mates are views as well.
 
     Raises
     ------
@@ -147,9 +152,13 @@ def measure_views(
     if total <= 0:
         nothing = (math.nan, math.nan, math.nan)
         return ViewCoverage(0.0, math.nan, math.nan, nothing, math.nan, math.nan, nothing)
-    particles = float(total**2 / (weight**2).sum())
+    group = np.eye(3)[None] if group is None else group
+    particles = len(group) * float(total**2 / (weight**2).sum())
     spread = np.einsum("n,ni,nj->ij", weight / total, direction, direction)
+    spread = (group @ spread @ group.mT).mean(0)
     points, share = _gather(direction, weight / total)
+    if len(group) > 1:
+        points, share = _gather(np.concatenate(points @ group.mT), np.tile(share, len(group)) / len(group))
     slab = min(max(0.5 / radius, _VIEWS_PER_DIRECTION / particles, _NARROWEST_SLAB), _WIDEST_SLAB)
     axes = make_half_sphere(_AXES)
     sampling, cone = _look_along(axes, points, share, slab)

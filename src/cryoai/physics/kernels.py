@@ -16,8 +16,8 @@ import numba
 import numpy as np
 import torch
 
-# `no_type_check` keeps the tests' shape checker from wrapping what numba compiles.
-_JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
+"""How kernels are compiled. `no_type_check` keeps the tests' shape checker from wrapping what numba compiles."""
 
 
 def runs_kernels(device: torch.device) -> bool:
@@ -75,7 +75,7 @@ def _read(grid, index, fx, fy, fz, size_y, size_x):
     return re, im
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def slice_kernel(grid, shape, rotations, kx, ky, padding, out):
     """Central slices: ``out`` (m, n, 2) from ``grid`` (points, 2) at ``rotations`` (m, 3, 3)."""
@@ -103,7 +103,7 @@ def _phase_tables(shift_x, shift_y, radius, table_x, table_y):
         table_y[k + radius, 1] = -math.sin(2 * math.pi * k * shift_y)
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def insert_kernel(
     total,
@@ -147,7 +147,7 @@ def insert_kernel(
                 total[at, 2] += w * mass
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def score_kernel(
     grid,
@@ -185,7 +185,7 @@ def score_kernel(
         out[i] = cost
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _normal_equations(
     grid,
@@ -272,7 +272,7 @@ def _normal_equations(
     return cost
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _rotate_by_vector(vector, rotation, out):
     """``out = exp([vector]×) rotation`` (Rodrigues)."""
@@ -291,7 +291,7 @@ def _rotate_by_vector(vector, rotation, out):
         out[2, col] = c * z + s * (u * y - v * x) + d * dot * w
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _solve_damped(hessian, gradient, damping, step):
     """Newton step ``-(H + damping · diag H)⁻¹ g`` by Cholesky; False when the matrix is not positive."""
@@ -323,7 +323,7 @@ def _solve_damped(hessian, gradient, damping, step):
     return True
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def refine_kernel(
     grid, shape, images, ctf, precision, rotations, shifts, image_of, kx, ky, radius, padding,

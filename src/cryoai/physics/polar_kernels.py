@@ -8,17 +8,17 @@ where all of them are negligible.
 from __future__ import annotations
 
 import math
-from typing import Any, no_type_check
+from typing import no_type_check
 
 import numba
 import numpy as np
+
+from cryoai.physics.kernels import JIT
 
 LANES = 32
 """Directions in a block."""
 NEGLIGIBLE = np.float32(14.0)
 """Nats below the best pose from which a block of poses is left out: e⁻¹⁴ of its weight."""
-
-_JIT: dict[str, Any] = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz", "arcp"}}
 
 
 @numba.njit(inline="always")
@@ -39,7 +39,7 @@ def _exp(x):
     return y
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _multiply(image, slices, first_term, sums, product):
     """Per mode and direction: conj and plain products of an image's and a slice's terms, summed over shells.
@@ -68,7 +68,7 @@ def _multiply(image, slices, first_term, sums, product):
             x[3 * LANES + d] = -sums[3 * LANES + d] - sums[2 * LANES + d]
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _transform(product, power, cosine, sine, parts, score, largest):
     """Scores (2, angles, LANES) at every in-plane angle from products per mode, and the largest of each lane.
@@ -121,7 +121,7 @@ def _transform(product, power, cosine, sine, parts, score, largest):
                 largest[d] = best if best > largest[d] else largest[d]
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _add_turned(total, rings, weight, angle, mirrored):
     """Add the rings of an image, turned back by an in-plane angle, to those of its direction."""
@@ -140,7 +140,7 @@ def _add_turned(total, rings, weight, angle, mirrored):
                 row[i - angle + angles] += weight * ring[i]
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _sum_block(score, best, lane_sum, lane_square):
     """Σ exp(score - best) and Σ exp(2 (score - best)) of a block."""
@@ -161,7 +161,7 @@ def _sum_block(score, best, lane_sum, lane_square):
     return total, square
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def posterior_kernel(
     images,
@@ -261,7 +261,7 @@ def posterior_kernel(
             reached = end
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def _keep_best(score, shift, best, best_shift, best_angle):
     """Each lane's best score on each side, and where it is, if this block has a better one."""
@@ -277,7 +277,7 @@ def _keep_best(score, shift, best, best_shift, best_angle):
                 moved[d] = shift if better else moved[d]
 
 
-@numba.njit(**_JIT)
+@numba.njit(**JIT)
 @no_type_check
 def best_views_kernel(
     images,

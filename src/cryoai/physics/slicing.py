@@ -7,7 +7,7 @@ These are the reference implementations, in plain torch: differentiable and on a
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -70,33 +70,34 @@ class VolumeAccumulator:
         (z, y, x) sum of weights.
     box_size, padding
         As in `FourierVolume`.
+    symmetry
+        What they have been given, see `cryoai.physics.symmetrize`.
     """
 
     numerator: Float[Tensor, "z y x 2"]
     weight: Float[Tensor, "z y x"]
     box_size: int
     padding: int = 2
+    symmetry: str = "C1"
 
     def __add__(self, other: VolumeAccumulator) -> VolumeAccumulator:
-        return VolumeAccumulator(
-            self.numerator + other.numerator, self.weight + other.weight, self.box_size, self.padding
-        )
+        return replace(self, numerator=self.numerator + other.numerator, weight=self.weight + other.weight)
 
     def cpu(self) -> VolumeAccumulator:
         """The same sums in the host's memory."""
-        return VolumeAccumulator(self.numerator.cpu(), self.weight.cpu(), self.box_size, self.padding)
+        return replace(self, numerator=self.numerator.cpu(), weight=self.weight.cpu())
 
     def negated(self) -> VolumeAccumulator:
         """The other contrast: what was inserted with the other sign."""
-        return VolumeAccumulator(-self.numerator, self.weight, self.box_size, self.padding)
+        return replace(self, numerator=-self.numerator)
 
     def mirrored(self) -> VolumeAccumulator:
         """What the same particles add up to at the poses of the other hand (z → -z)."""
-        return VolumeAccumulator(self.numerator.flip(0), self.weight.flip(0), self.box_size, self.padding)
+        return replace(self, numerator=self.numerator.flip(0), weight=self.weight.flip(0))
 
     def scaled(self, factor: float) -> VolumeAccumulator:
         """Both sums times a number."""
-        return VolumeAccumulator(self.numerator * factor, self.weight * factor, self.box_size, self.padding)
+        return replace(self, numerator=self.numerator * factor, weight=self.weight * factor)
 
 
 def grid_shape(radius: float, padding: int) -> tuple[int, int, int]:

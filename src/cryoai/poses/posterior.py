@@ -24,7 +24,9 @@ import torch
 from jaxtyping import Complex, Float
 from torch import Tensor
 
+from cryoai.geometry.asymmetric_unit import unit_directions
 from cryoai.geometry.fourier import FourierDisk, disk_to_images
+from cryoai.geometry.point_groups import point_group
 from cryoai.geometry.rotations import random_rotations
 from cryoai.geometry.shells import mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_disc
@@ -45,6 +47,8 @@ MASK_EDGE = 0.08
 _SPACING = 0.75
 # The smallest radius that sets the spacing of directions, box lengths.
 _SMALLEST_SUPPORT = 0.25
+# Of a lattice that is to fill the asymmetric unit some more points are taken than lie in it: none may be missing.
+_OVER_THE_EDGE = 1.08
 # Images whose moved rings are held at once.
 _CHUNK = 64
 PADDING = 2
@@ -104,6 +108,8 @@ class PosteriorSearch:
         Shells that the grid of the sums holds; default: the radius.
     finer
         How many times closer directions lie than the likelihood needs.
+    symmetry
+        Of the volumes, with RELION's axes: directions are those of an asymmetric unit, and sums symmetric.
     """
 
     def __init__(
@@ -115,6 +121,7 @@ class PosteriorSearch:
         max_shift: float,
         sums_radius: float | None = None,
         finer: float = 1.0,
+        symmetry: str = "C1",
     ) -> None:
         self._sums_radius = shells if sums_radius is None else sums_radius
         self.box_size, self.pixel_size, self.support = box_size, pixel_size, support
@@ -123,7 +130,9 @@ class PosteriorSearch:
         box_length = box_size * pixel_size
         self.shifts = make_translation_grid(max_shift * box_length, 0.4 * box_length / shells)
         self._ramps = compute_shift(-self.shifts, self.grid.samples(box_size, of_images=True), pixel_size)
-        self.blocks = max(1, round(2 * math.pi / direction_spacing(shells, support, finer) ** 2 / LANES))
+        self.group = torch.from_numpy(point_group(symmetry)).float()
+        directions = 2 * math.pi / len(self.group) / direction_spacing(shells, support, finer) ** 2
+        self.blocks = max(1, round(directions / LANES))
         angle = (torch.arange(self.grid.angles) + 0.5) * 2 * math.pi / self.grid.angles
         self._phase = torch.arange(self.grid.modes)[:, None] * angle
         self._matrices: dict[int, Tensor] = {}
@@ -134,9 +143,25 @@ class PosteriorSearch:
         return len(self.shifts) * self.blocks * LANES * 2 * self.grid.angles
 
     @cached_property
-    def directions(self) -> Float[Tensor, "directions 3"]:
-        """Over a half sphere, those of a block close together, before they are turned."""
-        return order_in_patches(spread_directions(self.blocks * LANES), LANES)
+    def _lattice(self) -> Float[Tensor, "more_or_as_many 3"]:
+        """Over a half sphere, before it is turned; of a symmetric volume directions are chosen from it."""
+        count = self.blocks * LANES
+        if len(self.group) == 1:
+            return order_in_patches(spread_directions(count), LANES)
+        return spread_directions(round(count * len(self.group) / _OVER_THE_EDGE))
+
+    def directions(self, turn: Float[Tensor, "3 3"] | None = None) -> Float[Tensor, "directions 3"]:
+        """Over a half sphere or, of a symmetric volume, its unit; those of a block close together.
+
+        Parameters
+        ----------
+        turn
+            Of the lattice, before directions are chosen from it.
+        """
+        lattice = self._lattice if turn is None else self._lattice @ turn.T
+        if len(self.group) == 1:
+            return lattice
+        return order_in_patches(unit_directions(lattice, self.group, self.blocks * LANES), LANES)
 
     def __call__(
         self,
@@ -171,7 +196,7 @@ class PosteriorSearch:
             How many of the particles show each map; sum to 1. By default all maps are as likely.
         """
         batch = self.within_reach(batch)
-        rotation = self.rotations(generator)
+        rotation = self.rotations(None if generator is None else random_rotations(1, generator)[0])
         offset = torch.rand(len(batch), generator=generator) if generator else torch.full((len(batch),), 0.5)
         # As many times as likely as all poses together.
         odds_against = torch.full((len(batch),), -math.inf) if rival is None else rival + math.log(self.poses)
@@ -221,13 +246,15 @@ class PosteriorSearch:
         """``exp(i m ψ)``."""
         return torch.polar(torch.ones_like(self._phase), self._phase)
 
-    def rotations(self, generator: torch.Generator | None) -> Float[Tensor, "directions 3 3"]:
-        """To every direction, those of a block close together; turned at random where a generator is given."""
-        rotation = rotations_to(self.directions)
-        return rotation if generator is None else random_rotations(1, generator) @ rotation
+    def rotations(self, turn: Float[Tensor, "3 3"] | None = None) -> Float[Tensor, "directions 3 3"]:
+        """To every direction; ``turn`` as of `directions`."""
+        if len(self.group) == 1:
+            rotation = rotations_to(self._lattice)
+            return rotation if turn is None else turn @ rotation
+        return rotations_to(self.directions(turn))
 
     def _insert(self, total: Tensor, weight: Tensor, rotation: Tensor, noise_power: Tensor) -> VolumeAccumulator:
-        """The sums of each direction as one slice each."""
+        """The sums of each direction as one slice each, which a symmetric volume repeats."""
         grid = self.grid
         scale = grid.area / noise_power[1 : grid.shells + 1]
         mass = (weight * scale).repeat_interleave(grid.angles // 2, 1).clamp(min=1e-20).sqrt()
@@ -235,7 +262,9 @@ class PosteriorSearch:
         slices = ParticleBatch(grid.from_rings(total) / mass, mass, disk, self.pixel_size)
         inserter = Inserter(self.box_size, self._sums_radius + 2, PADDING)
         ones = torch.ones(grid.shells + 1)
-        inserter.add(slices, rotation, torch.zeros(len(rotation), 2), ones)
+        every = (self.group[:, None] @ rotation).flatten(0, 1)
+        image_of = torch.arange(len(rotation)).repeat(len(self.group))
+        inserter.add(slices, every, torch.zeros(len(every), 2), ones, image_of)
         return inserter.result()
 
 

@@ -35,19 +35,27 @@ class PrunedSearch:
 
     Parameters
     ----------
-    box_size, pixel_size, shells, support, max_shift, finer
+    box_size, pixel_size, shells, support, max_shift, finer, symmetry
         As in `PosteriorSearch`.
     """
 
     def __init__(
-        self, box_size: int, pixel_size: float, shells: int, support: float, max_shift: float, finer: float = 1.0
+        self,
+        box_size: int,
+        pixel_size: float,
+        shells: int,
+        support: float,
+        max_shift: float,
+        finer: float = 1.0,
+        symmetry: str = "C1",
     ) -> None:
-        self._fine = PosteriorSearch(box_size, pixel_size, shells, support, max_shift, finer=finer)
+        self._fine = PosteriorSearch(
+            box_size, pixel_size, shells, support, max_shift, finer=finer, symmetry=symmetry
+        )
         self._coarse: PosteriorSearch | None = None
         if shells > _ONE_STEP:
             first = max(_ONE_STEP, round(_COARSE_SHARE * shells))
-            self._coarse = PosteriorSearch(box_size, pixel_size, first, support, max_shift)
-            self._blocks = _blocks_near(self._coarse, self._fine)
+            self._coarse = PosteriorSearch(box_size, pixel_size, first, support, max_shift, symmetry=symmetry)
             self._shifts = _shifts_near(self._coarse, self._fine)
 
     @torch.no_grad()
@@ -65,21 +73,21 @@ class PrunedSearch:
         """
         if self._coarse is None:
             return search_views(self._fine, batch, volume, noise_power, keep, generator)
-        turn = torch.eye(3)[None] if generator is None else random_rotations(1, generator)
-        coarse, fine = (
-            Comparison(search, volume, noise_power, turn @ search.rotations(None))
-            for search in (self._coarse, self._fine)
-        )
+        turn = None if generator is None else random_rotations(1, generator)[0]
+        rotation = self._fine.rotations(turn)
+        fine = Comparison(self._fine, volume, noise_power, rotation)
+        coarse = Comparison(self._coarse, volume, noise_power, self._coarse.rotations(turn))
+        blocks = _blocks_near(self._coarse, self._fine, turn)
         parts = []
         for start in range(0, len(batch), CHUNK):
             images = batch[start : start + CHUNK]
             asked = Asked.everything(self._coarse, len(images))
-            asked = self._near(self._coarse, find_views(coarse, self._coarse.within_reach(images), asked))
+            asked = self._near(self._coarse, find_views(coarse, self._coarse.within_reach(images), asked), blocks)
             views = find_views(fine, self._fine.within_reach(images), asked)
-            parts.append(best_poses(self._fine, turn @ self._fine.rotations(None), views, keep))
+            parts.append(best_poses(self._fine, rotation, views, keep))
         return PoseHypotheses.concatenate(parts)
 
-    def _near(self, coarse: PosteriorSearch, views: Views) -> Asked:
+    def _near(self, coarse: PosteriorSearch, views: Views, blocks_near: Tensor) -> Asked:
         """What of the fine grid lies near the best views of the coarse one."""
         best = views.score.topk(min(_MOST_VIEWS, views.score.shape[1]), dim=1)
         highest = best.values[:, :1]
@@ -87,7 +95,7 @@ class PrunedSearch:
         image, rank = (best.values > least).nonzero(as_tuple=True)
         view = best.indices[image, rank]
         block, _, lane = torch.unravel_index(view, (coarse.blocks, 2, LANES))
-        blocks = self._blocks[block * LANES + lane]
+        blocks = blocks_near[block * LANES + lane]
         shifts = self._shifts[views.shift[image, view].long()]
         # One more block and shift, where those that do not exist go.
         asked = torch.zeros(len(best.values), self._fine.blocks + 1, len(self._fine.shifts) + 1, dtype=torch.bool)
@@ -99,10 +107,15 @@ class PrunedSearch:
         return Asked(begin.numpy(), end.numpy(), block.int().numpy(), shift.int().numpy())
 
 
-def _blocks_near(coarse: PosteriorSearch, fine: PosteriorSearch) -> Int[Tensor, "directions most"]:
-    """Blocks of the fine grid about each direction of the coarse one, or its opposite; -1 where there are fewer."""
-    angle = _NEAR * math.sqrt(2 * math.pi / len(coarse.directions))
-    near = (coarse.directions @ fine.directions.T).abs() > math.cos(angle)
+def _blocks_near(
+    coarse: PosteriorSearch, fine: PosteriorSearch, turn: Float[Tensor, "3 3"] | None
+) -> Int[Tensor, "directions most"]:
+    """Blocks of the fine grid about each direction of the coarse one, or about a mate; -1 where there are fewer."""
+    about, among = coarse.directions(turn), fine.directions(turn)
+    angle = _NEAR * math.sqrt(2 * math.pi / len(coarse.group) / len(about))
+    near = torch.zeros(len(about), len(among), dtype=torch.bool)
+    for element in coarse.group:
+        near |= (about @ element @ among.T).abs() > math.cos(angle)
     return _list_true(near.unflatten(1, (fine.blocks, LANES)).any(2))
 
 

@@ -9,6 +9,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.geometry.asymmetric_unit import depth_in_unit
+from cryoai.geometry.point_groups import point_group
 from cryoai.geometry.rotations import random_rotations
 from cryoai.geometry.so3_grid import make_so3_grid
 from cryoai.physics.image_formation import image_slices
@@ -61,12 +63,18 @@ def translation_step(radius: float, box_length: float) -> float:
 
 
 def make_search_grid(
-    rotations: int, max_shift: float, step: float, generator: torch.Generator | None = None
+    rotations: int, max_shift: float, step: float, generator: torch.Generator | None = None, symmetry: str = "C1"
 ) -> SearchGrid:
-    """An SO(3) grid, turned at random when a generator is given, and a lattice of translations (Å)."""
+    """An SO(3) grid, turned at random when a generator is given, and a lattice of translations (Å).
+
+    Of the grid what the symmetry, with RELION's axes, does not repeat.
+    """
     rotation = make_so3_grid(rotations)
     if generator is not None:
         rotation = random_rotations(1, generator) @ rotation
+    if symmetry != "C1":
+        group = torch.from_numpy(point_group(symmetry)).float()
+        rotation = rotation[depth_in_unit(rotation[:, :, 2], group) > 0]
     return SearchGrid(rotation, make_translation_grid(max_shift, step))
 
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.geometry.rotations import random_rotations
 from cryoai.physics.kernels import run_in_threads
 from cryoai.physics.polar_kernels import LANES, best_views_kernel
 from cryoai.physics.slicing import FourierVolume
@@ -97,7 +98,7 @@ def search_views(
     PoseHypotheses
         Best first; log-weights are log-likelihood gains over no particle at all, nats.
     """
-    rotation = search.rotations(generator)
+    rotation = search.rotations(None if generator is None else random_rotations(1, generator)[0])
     comparison = Comparison(search, volume, noise_power, rotation)
     parts = []
     for start in range(0, len(batch), CHUNK):

@@ -143,7 +143,9 @@ def _whiten(data: ParticleData, state: RefinementState, run: Run) -> RefinementS
     """The noise spectrum that belongs to fixed poses."""
     full = full_radius(data.disk.box_size)
     with run.progress.step("Noise spectrum", len(state.used)) as done:
-        halves = reconstruct_halves(data, state, full, diameter_px(run.config, data), done)
+        halves = reconstruct_halves(
+            data, state, full, diameter_px(run.config, data), done, run.config.imposed_symmetry
+        )
     return update_noise(data, state, own_references(data, state, halves), full)
 
 
@@ -255,7 +257,7 @@ def _pose_by_bootstrap(
         inputs = {
             "bootstrap": config.bootstrap, "reach": config.refine.first_search_reach,
             "keep": config.refine.first_search_keep, "radius": config.refine.first_search_radius,
-            "diameter": config.particle_diameter, "seed": config.seed,
+            "diameter": config.particle_diameter, "seed": config.seed, "symmetry": config.imposed_symmetry,
         }  # fmt: skip
         posed = run.checkpoint.step(_ASSIGNED, RefinementState, inputs, pose, after)
     return FirstPoses(posed, _ASSIGNED, radius, run, ab_initio, encoder, history)

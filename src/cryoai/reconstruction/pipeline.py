@@ -182,13 +182,15 @@ def _conclude(
     """Final maps, their resolution, and what is needed to pose particles that come later."""
     config = run.config
     with run.timed("final maps"):
-        state, halves, fits = finish(data, state, run, first.shared_shells)
+        done = finish(data, state, run, first.shared_shells)
+        state, halves = done.state, done.halves
         generator = torch_stream(config.seed, "random phases")
         fsc = phase_randomised_fsc(*halves.unfiltered, halves.mask, generator, voxel_size=data.pixel_size)
         density = halves.wiener_map().cpu().numpy()
         encoder = None if first.encoder is None else fit_to_run(first.encoder, data, state, halves)
     return ReconstructionResult(
-        folder=output, config=config, particles=particles, state=state, halves=halves, fits=fits,
+        folder=output, config=config, particles=particles, state=state, halves=halves, fits=done.fits,
+        symmetry=done.symmetry,
         density=density, voxel_size=data.pixel_size, fsc=fsc, ab_initio=first.ab_initio,
         shared_shells=first.shared_shells, rounds=rounds, warnings=tuple(run.warnings), seconds=dict(run.seconds),
         encoder=encoder, training=first.training,

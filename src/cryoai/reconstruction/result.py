@@ -13,6 +13,7 @@ from jaxtyping import Bool, Float, Int
 from cryoai.ab_initio.classify import Classification
 from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.amortized.encoder_file import TrainedEncoder
+from cryoai.geometry.point_groups import point_group
 from cryoai.metrics.alignment import MIRROR, mirror_volume
 from cryoai.metrics.fsc import CorrectedFsc
 from cryoai.metrics.views import ViewCoverage, measure_views
@@ -22,6 +23,7 @@ from cryoai.refinement.confidence import CONFIDENT, FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.state import RefinementState, merge_states
+from cryoai.refinement.symmetry import FoundSymmetry
 from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import Map, ParticleSet
@@ -48,6 +50,8 @@ class ReconstructionResult:
         The half-maps.
     fits
         How well the particles fit the half-map that they are not in.
+    symmetry
+        The point group that the map was given, or that was found in it.
     density
         The Wiener-filtered, masked map.
     voxel_size
@@ -76,6 +80,7 @@ class ReconstructionResult:
     state: RefinementState
     halves: HalfMaps
     fits: FitSummary
+    symmetry: FoundSymmetry
     density: Float[np.ndarray, "box box box"]
     voxel_size: float
     fsc: CorrectedFsc
@@ -117,7 +122,8 @@ class ReconstructionResult:
         """
         used = self.state.used
         confidence = self.state.confidence[used].double().cpu().numpy()
-        return measure_views(self.state.rotation[used].double().cpu().numpy(), confidence)
+        group = point_group(self.config.imposed_symmetry)
+        return measure_views(self.state.rotation[used].double().cpu().numpy(), confidence, group=group)
 
     @cached_property
     def evidence(self) -> Evidence:

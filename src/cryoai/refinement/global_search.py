@@ -55,6 +55,8 @@ class GlobalSearch:
         How many times closer views lie than the radius needs.
     seed
         Turns the grid; None leaves it.
+    symmetry
+        Of the maps, with RELION's axes: only an asymmetric unit is searched.
     """
 
     radius: int
@@ -64,6 +66,7 @@ class GlobalSearch:
     stages: tuple[tuple[float, int], ...]
     finer: float = 1.0
     seed: int | None = None
+    symmetry: str = "C1"
 
     def candidates(
         self, batch: ParticleBatch, volume: FourierVolume, noise_power: Float[Tensor, " shells"]
@@ -72,21 +75,22 @@ class GlobalSearch:
         generator = None if self.seed is None else torch.Generator().manual_seed(self.seed)
         if runs_kernels(volume.device):
             views = _make_views(
-                batch.disk.box_size, batch.pixel_size, self.radius, self.support, self.reach, self.finer
-            )
+                batch.disk.box_size, batch.pixel_size, self.radius, self.support, self.reach, self.finer,
+                self.symmetry,
+            )  # fmt: skip
             return views(batch, volume, noise_power, self.keep, generator)
         # As many rotations as directions this far apart call for.
         spacing = direction_spacing(self.radius, self.support, self.finer)
         reach, step = self.reach * batch.box_length, translation_step(self.radius, batch.box_length)
-        grid = make_search_grid(round(8 * math.pi**2 / spacing**3), reach, step, generator)
+        grid = make_search_grid(round(8 * math.pi**2 / spacing**3), reach, step, generator, self.symmetry)
         return search_poses(batch.prefix(self.radius + 0.01), volume, noise_power, grid, self.keep)
 
 
 @lru_cache(maxsize=4)
 def _make_views(
-    box_size: int, pixel_size: float, radius: int, support: float, reach: float, finer: float
+    box_size: int, pixel_size: float, radius: int, support: float, reach: float, finer: float, symmetry: str
 ) -> PrunedSearch:
-    return PrunedSearch(box_size, pixel_size, radius, support, reach, finer)
+    return PrunedSearch(box_size, pixel_size, radius, support, reach, finer, symmetry)
 
 
 def search_globally(

@@ -17,9 +17,9 @@ from cryoai.physics.slicing import (
     FourierVolume,
     VolumeAccumulator,
     grid_to_real,
-    gridding_correction,
     volume_from_map,
 )
+from cryoai.physics.symmetrize import symmetric_gridding_correction
 from cryoai.refinement.masks import make_solvent_mask
 
 # An FSC of 1 would mean no noise at all; the cap keeps the signal-to-noise ratio finite.
@@ -157,7 +157,7 @@ def _noise_alone(first: VolumeAccumulator, second: VolumeAccumulator) -> VolumeA
     both = ((first.weight > 0) & (second.weight > 0)).to(first.weight)
     ratio = (second.weight.clamp(min=1e-30) / first.weight.clamp(min=1e-30)).sqrt()
     numerator = first.numerator * (both * ratio)[..., None] - second.numerator * (both / ratio)[..., None]
-    return VolumeAccumulator(numerator, first.weight + second.weight, first.box_size, first.padding)
+    return replace(first, numerator=numerator, weight=first.weight + second.weight)
 
 
 def _unfiltered(total: VolumeAccumulator, radius: float) -> Tensor:
@@ -170,7 +170,8 @@ def _unfiltered(total: VolumeAccumulator, radius: float) -> Tensor:
 def _to_map(values: Tensor, total: VolumeAccumulator) -> Tensor:
     """Real-space map; what insertion spread over neighbouring grid points is undone."""
     density = grid_to_real(values, total.box_size, total.padding)
-    return density / gridding_correction(total.box_size, total.padding, density.device)
+    correction = symmetric_gridding_correction(total.box_size, total.padding, total.symmetry)
+    return density / correction.to(density.device)
 
 
 def _solvent_level(density: Tensor, mask: Tensor) -> Tensor:

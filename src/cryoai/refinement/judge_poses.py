@@ -76,8 +76,9 @@ def judge_poses(
     judged = replace(state, rotation_std=about.rotation_std, translation_std=about.translation_std)
     few = telling_radius(data, state, others, config.refine.search_gain, _FEWEST_SHELLS, _MOST_SHELLS)
     search = PosteriorSearch(
-        data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH
-    )
+        data.disk.box_size, data.pixel_size, min(few, int(radius)), data.support(config.particle_diameter), _REACH,
+        symmetry=config.imposed_symmetry,
+    )  # fmt: skip
     with progress.step("What else explains each particle", len(used)) as done:
         share = state.certainty * measure_share(data, state, others, about, search, mates or Mates(), done)
     return JudgedPoses(judged, fits, share[used])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.geometry.point_groups import point_group
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MapAlignment, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
@@ -23,7 +24,7 @@ from cryoai.refinement.state import RefinementState
 # A rotation under which the map's FSC with itself falls short of what its noise allows by less than this, on
 # average over at least so many shells, is a true symmetry. It is 0.014 to 0.016 for β-galactosidase (D2) at -13 dB,
 # whose particles lie unevenly at their mates, and 0.15 to 0.2 for a spike with one of three domains up.
-_TRUE_SYMMETRY_DEFICIT, _SHELLS_FOR_SYMMETRY = 0.05, 8
+TRUE_SYMMETRY_DEFICIT, SHELLS_FOR_SYMMETRY = 0.05, 8
 # Rotations so close are the same element of a group, of which none but cyclic and dihedral ones is larger than I.
 _SAME_ELEMENT_RADIANS, _LARGEST_GROUP = 0.17, 60
 _ITERATIONS = 4
@@ -39,10 +40,19 @@ class Mates:
         Under these it looks almost the same: ``map(x) ≈ map(Q x + shift)``, shifts in px.
     same
         (g, 3, 3) its true symmetries, a pose R of which is the same as Q R; the identity first.
+    elements
+        Those of them that were found, with their shifts.
     """
 
     near: tuple[MapAlignment, ...] = ()
     same: Float[Tensor, "g 3 3"] = field(default_factory=lambda: torch.eye(3)[None])
+    elements: tuple[MapAlignment, ...] = ()
+
+    @classmethod
+    def of_imposed(cls, halves: HalfMaps) -> Mates:
+        """Those of the symmetry that the maps were given."""
+        group = torch.from_numpy(point_group(halves.accumulators[0].symmetry)).float()
+        return cls(same=group)
 
     @property
     def rotations(self) -> Float[Tensor, "m 3 3"]:
@@ -52,17 +62,19 @@ class Mates:
 
 
 def find_mates(halves: HalfMaps) -> Mates:
-    """The map's symmetries and near-symmetries."""
+    """The map's symmetries, those it was given and others, and its near-symmetries."""
     first, second = halves.unfiltered
-    shells = max(_SHELLS_FOR_SYMMETRY, int(halves.fsc.crossing(0.5)))
+    shells = max(SHELLS_FOR_SYMMETRY, int(halves.fsc.crossing(0.5)))
     near: list[MapAlignment] = []
-    same = [torch.eye(3)]
-    for mate in find_near_symmetries((first + second) * halves.mask):
-        if _deficit(halves, mate, shells) > _TRUE_SYMMETRY_DEFICIT:
+    true: list[MapAlignment] = []
+    same = list(Mates.of_imposed(halves).same)
+    for mate in find_near_symmetries((first + second) * halves.mask, group=torch.stack(same).double()):
+        if _deficit(halves, mate, shells) > TRUE_SYMMETRY_DEFICIT:
             near.append(mate)
         else:
+            true.append(mate)
             same.append(torch.from_numpy(mate.rotation).float())
-    return Mates(tuple(near), _complete_group(torch.stack(same)))
+    return Mates(tuple(near), complete_group(torch.stack(same)), tuple(true))
 
 
 def _deficit(halves: HalfMaps, mate: MapAlignment, shells: int) -> float:
@@ -79,7 +91,7 @@ def _deficit(halves: HalfMaps, mate: MapAlignment, shells: int) -> float:
     return float((attainable - alike)[2:shells].mean())
 
 
-def _complete_group(elements: Float[Tensor, "m 3 3"]) -> Float[Tensor, "g 3 3"]:
+def complete_group(elements: Float[Tensor, "m 3 3"]) -> Float[Tensor, "g 3 3"]:
     """With all products of rotations that are part of a group; as they are where they are not."""
     complete = list(elements)
     for first in complete:  # which grows meanwhile

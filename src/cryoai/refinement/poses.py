@@ -19,6 +19,7 @@ from cryoai.particles.sampling import sample_rows
 from cryoai.physics.image_formation import form_images_quickly, residual_power
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
+from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
@@ -36,6 +37,7 @@ def reconstruct_halves(
     radius: float,
     diameter_px: float | None,
     on_chunk: OnChunk = lambda done: None,
+    symmetry: str = "C1",
 ) -> HalfMaps:
     """Half-maps from the current poses.
 
@@ -49,9 +51,12 @@ def reconstruct_halves(
         Of the particle, if known.
     on_chunk
         Called with the particles done so far.
+    symmetry
+        That the maps are given, with RELION's axes.
     """
     first, second = insert_particles(data, state, radius, on_chunk=on_chunk)
-    return make_half_maps((first, second), radius, data.pixel_size, diameter_px)
+    both = (symmetrize(first, symmetry), symmetrize(second, symmetry))
+    return make_half_maps(both, radius, data.pixel_size, diameter_px)
 
 
 def insert_particles(

@@ -26,6 +26,7 @@ from cryoai.refinement.mates import Mates, find_mates, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
 from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
+from cryoai.refinement.symmetry import FoundSymmetry, find_symmetry
 from cryoai.run.config import ReconstructConfig
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
@@ -96,6 +97,16 @@ class RoundResult:
     summary: RoundSummary
 
 
+@dataclass(frozen=True, eq=False)
+class Finished:
+    """What a refinement ends with: poses, half-maps, how well the particles fit, and the point group."""
+
+    state: RefinementState
+    halves: HalfMaps
+    fits: FitSummary
+    symmetry: FoundSymmetry
+
+
 def assign_all(
     data: ParticleData,
     state: RefinementState,
@@ -108,7 +119,9 @@ def assign_all(
     bootstrap, refine = config.bootstrap, config.refine
     reach = min(refine.first_search_reach * bootstrap.max_shift_box_lengths, _FARTHEST)
     support = data.support(config.particle_diameter)
-    search = GlobalSearch(int(radius), reach, support, refine.first_search_keep, ((radius, 1),))
+    search = GlobalSearch(
+        int(radius), reach, support, refine.first_search_keep, ((radius, 1),), symmetry=config.imposed_symmetry
+    )
     with progress.step("Posing every particle", len(state.used)) as done:
         references = one_reference(data, volume)
         state, _ = search_globally(data, state, references, state.used, search, keep_current=False, on_chunk=done)
@@ -136,7 +149,7 @@ def refine(
     inputs = {
         "refine": config.refine.model_dump(exclude={"max_rounds"}), "seed": config.seed,
         "particle_diameter": config.particle_diameter, "least_radius": config.bootstrap.last_radius,
-        "known_radius": known_radius,
+        "known_radius": known_radius, "symmetry": config.imposed_symmetry,
     }  # fmt: skip
     for number in range(1, config.refine.max_rounds + 1):
         previous = summaries[-1] if summaries else None
@@ -180,7 +193,7 @@ def refinement_round(
     before = state
     full = full_radius(data.disk.box_size)
     with progress.step(f"{name}: half-maps", len(used)) as done:
-        halves = reconstruct_halves(data, state, full, diameter_px(config, data), done)
+        halves = reconstruct_halves(data, state, full, diameter_px(config, data), done, config.imposed_symmetry)
     references = own_references(data, state, halves)
     fsc_radius = halves.fsc.crossing(0.143)
     radius = _pose_radius(fsc_radius, full, config)
@@ -194,7 +207,7 @@ def refinement_round(
     result = RoundResult(state, RoundSummary(number, fsc_radius, radius, float(torch.rad2deg(change))))
     chosen = config.refine.search_after(number)
     are_tried = _should_try_mates(state, number, previous)
-    mates = find_mates(halves) if are_tried or chosen is not None else Mates()
+    mates = find_mates(halves) if are_tried or chosen is not None else Mates.of_imposed(halves)
     if are_tried:
         result = _mates_step(data, result, references, mates, progress, name)
     if chosen is not None:
@@ -205,9 +218,7 @@ def refinement_round(
     return result
 
 
-def finish(
-    data: ParticleData, state: RefinementState, run: Run, shared_shells: float
-) -> tuple[RefinementState, HalfMaps, FitSummary]:
+def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: float) -> Finished:
     """The final half-maps, each particle's confidence and pose standard deviations, and how well the set fits.
 
     Poses go to their mates before the maps are made from them. Confidence is measured against the other half's map,
@@ -245,7 +256,19 @@ def finish(
         run.warn(_no_evidence(shared_shells, data.disk.box_size * data.pixel_size))
     confidence = torch.zeros(len(data))
     confidence[state.used] = sure
-    return replace(state, confidence=confidence), halves, summarise_fits(quality, expected, sure, presence)
+    with progress.step("Symmetry", 1) as done:
+        symmetry = _look_for_symmetry(data, state, halves, mates, config)
+        done(1)
+    fits = summarise_fits(quality, expected, sure, presence)
+    return Finished(replace(state, confidence=confidence), halves, fits, symmetry)
+
+
+def _look_for_symmetry(
+    data: ParticleData, state: RefinementState, halves: HalfMaps, mates: Mates, config: ReconstructConfig
+) -> FoundSymmetry:
+    if config.symmetry == "auto":
+        return find_symmetry(data, state, halves, mates)
+    return FoundSymmetry(config.symmetry, is_imposed=True)
 
 
 def _no_evidence(shared_shells: float, box_length: float) -> str:
@@ -277,7 +300,8 @@ def _final_halves(
     data: ParticleData, state: RefinementState, config: ReconstructConfig, progress: Progress
 ) -> HalfMaps:
     with progress.step("Final half-maps", len(state.used)) as done:
-        return reconstruct_halves(data, state, full_radius(data.disk.box_size), diameter_px(config, data), done)
+        full, diameter = full_radius(data.disk.box_size), diameter_px(config, data)
+        return reconstruct_halves(data, state, full, diameter, done, config.imposed_symmetry)
 
 
 def _should_try_mates(state: RefinementState, number: int, previous: RoundSummary | None) -> bool:

@@ -140,7 +140,9 @@ def _find_junk(
     shells = min(
         config.bootstrap.scaled_to(_SHELLS_FOR_JUNK, support), full_radius(data.disk.box_size) - MASK_MARGIN
     )
-    search = PosteriorSearch(data.disk.box_size, data.pixel_size, int(shells), support, reach)
+    search = PosteriorSearch(
+        data.disk.box_size, data.pixel_size, int(shells), support, reach, symmetry=config.imposed_symmetry
+    )
     with progress.step(f"Refinement round {chosen.round}: junk, or only posed wrongly", len(rows)) as done:
         return rows[~fits_elsewhere(data, state, references, rows, search, done)]
 
@@ -174,6 +176,7 @@ def _make_search(
         ((coarse, settings.search_refined), (radius, 1)),
         chosen.finer,
         stream_seed(config.seed, "search again", chosen.round),
+        config.imposed_symmetry,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.local import refine_poses
 from cryoai.refinement.confidence import fit_quality
 from cryoai.refinement.halfmaps import HalfMaps
@@ -85,6 +86,8 @@ def _map_without(
     data: ParticleData, state: RefinementState, halves: HalfMaps, rows: Int[np.ndarray, " m"]
 ) -> FourierVolume:
     """The map of both halves with some particles taken out of the sums again."""
-    pairs = zip(halves.accumulators, insert_particles(data, state, halves.radius, rows), strict=True)
-    first, second = (total + own.scaled(-1.0) for total, own in pairs)
+    inserted = insert_particles(data, state, halves.radius, rows)
+    own = [symmetrize(one, halves.accumulators[0].symmetry) for one in inserted]
+    pairs = zip(halves.accumulators, own, strict=True)
+    first, second = (total + one.scaled(-1.0) for total, one in pairs)
     return volume_from_map(replace(halves, accumulators=(first, second)).wiener_map())

@@ -6,10 +6,11 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import full_radius
+from cryoai.geometry.point_groups import point_group_name
 from cryoai.io.yaml_file import read_yaml_options
 from cryoai.parts import explain, shorten
 from cryoai.poses.heads import HEADS
@@ -166,6 +167,9 @@ class ReconstructConfig(Settings):
     """Take the images as not modulated by a CTF."""
     classes: int = Field(default=1, ge=1, le=64)
     """How many different molecules, or states, to look for; what shows none of them is class 0."""
+    symmetry: str = "auto"
+    """Point group that every map is given (C1, Cn, Dn, T, O, I, with RELION's axes); auto: none, but it is told
+    which one the map has."""
     seeds: int = Field(default=3, ge=1, le=50)
     """Independent starts of the bootstrap, at most: two that agree in every shell are enough."""
     seed: int = Field(default=0, ge=0, le=2**31)
@@ -184,6 +188,24 @@ class ReconstructConfig(Settings):
     """The encoder after a bootstrap."""
     refine: RefineSettings = RefineSettings()
     """The refinement."""
+
+    @field_validator("symmetry")
+    @classmethod
+    def _name_point_group(cls, value: str) -> str:
+        if value.strip().lower() == "auto":
+            return "auto"
+        try:
+            return point_group_name(value)
+        except InputError as error:
+            raise ValueError(f"{error.why}; {error.advice}") from error
+
+    @model_validator(mode="after")
+    def _symmetry_is_found_by_search(self) -> ReconstructConfig:
+        if self.method == "amortized" and self.imposed_symmetry != "C1":
+            raise ValueError("--symmetry and --method amortized exclude each other; use --method search")
+        if self.invert_hand and self.imposed_symmetry == "T":
+            raise ValueError("--invert-hand would move the axes of T, which differ in the other hand; leave it out")
+        return self
 
     @model_validator(mode="after")
     def _poses_are_refined_in_halves(self) -> ReconstructConfig:
@@ -219,6 +241,11 @@ class ReconstructConfig(Settings):
                 "use --method amortized, or leave encoder.head out"
             )
         return self
+
+    @property
+    def imposed_symmetry(self) -> str:
+        """What maps are given: the symmetry asked for, or C1."""
+        return "C1" if self.symmetry == "auto" else self.symmetry
 
     @property
     def has_poses(self) -> bool:
