@@ -5,8 +5,8 @@
     python benchmarks/symmetry.py table [--label NAME]
 
 ``auto``: β-galactosidase (D2), TRPV1 (C4), 6VYB (nearly C3) and the 70S, -12 dB, as the ladder simulates them.
-``imposed``: β-galactosidase at -16 dB, the same images with D2, with C1, and with D2 a quarter of them, which theory
-holds to be worth as much as all of them with C1. ``apoferritin``: the real particles, with O and with nothing.
+``imposed``: β-galactosidase at -16 dB, the same images with D2, with C1, and with D2 a quarter of them, which in
+theory are worth as much as all of them with C1. ``apoferritin``: the real particles, with O and with nothing.
 Each run is a command in a process of its own and a line of ``benchmarks/results/symmetry.jsonl``; it may be killed
 at any time, and what has a line of the same version is not done again, unless it failed.
 """
@@ -70,16 +70,13 @@ def _runs(part: str) -> list[tuple[str, str, int, float | None]]:
         return [(molecule, "auto", _AUTO_IMAGES, _AUTO_DB) for molecule in AUTO]
     if part == "apoferritin":
         return [("apoferritin", symmetry, 1864, None) for symmetry in ("O", "auto")]
-    images = _IMPOSED_IMAGES
-    return [
-        ("bgal", symmetry, count, _IMPOSED_DB)
-        for symmetry, count in (("D2", images), ("C1", images), ("D2", images // 4))
-    ]
+    runs = (("D2", _IMPOSED_IMAGES), ("C1", _IMPOSED_IMAGES), ("D2", _IMPOSED_IMAGES // 4))
+    return [("bgal", symmetry, images, _IMPOSED_DB) for symmetry, images in runs]
 
 
 def measure(case: Case, checkout: Path, args: argparse.Namespace) -> dict[str, Any]:
     """One run, what it says, and how right it is."""
-    shared, folder = args.shared, args.work / f"{case.molecule}-{case.images}-{case.snr_db}-{case.seed}"
+    shared, folder = args.shared, _set_of(case, args)
     particles, output = shared / _PARTICLES, args.work / f"{case.name}-run"
     if case.snr_db is not None:
         molecule = MOLECULES[case.molecule]
@@ -97,6 +94,10 @@ def measure(case: Case, checkout: Path, args: argparse.Namespace) -> dict[str, A
     if not args.keep:
         done.remove()
     return line
+
+
+def _set_of(case: Case, args: argparse.Namespace) -> Path:
+    return args.work / f"{case.molecule}-{case.images}-{case.snr_db}-{case.seed}"
 
 
 def _said(output: Path) -> dict[str, Any]:
