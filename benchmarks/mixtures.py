@@ -6,7 +6,8 @@
 
 ``two``: 70S, 6VYB and noise. ``four``: states of 4V5A (70S, 50S, 30S, 50S without a third of its proteins).
 ``eight``: its two subunits, 6VYB, and five parts of 5NRL. ``junk``: one species among as much junk of three kinds.
-``pure``: each species of ``two`` alone, in the same number of images, for what mixing costs. All of 64 px, 7 Å,
+``pure``: each species of ``two`` alone, in the same number of images, for what mixing costs. The number of classes is
+given, unless ``--extra classes=auto`` has it found. All of 64 px, 7 Å,
 σ = 20 Å, -10 dB, real defoci, coloured noise, contrast that differs from particle to particle.
 Each run is a command in a process of its own and a line of ``benchmarks/results/mixtures.jsonl``; it may be killed
 at any time, and what has a line of the same version is not done again, unless it failed.
@@ -110,20 +111,17 @@ def measure(name: str, mixed: MixedSet, seed: int, checkout: Path, args: argpars
     )
     if done.finished.status:
         return {**done.figures, "failed": done.said}
-    line = {**done.figures, **evaluate(done, folder, classes, args), "verdicts": read_verdicts(output)}
+    line = {**done.figures, **evaluate(done, folder, args), "verdicts": read_verdicts(output)}
     if not args.keep:
         done.remove()
     return line
 
 
-def evaluate(done: Reconstruction, folder: Path, classes: int, args: argparse.Namespace) -> dict[str, Any]:
+def evaluate(done: Reconstruction, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
     """Every map and all particles against the truth."""
-    if classes == 1:
-        maps, true_maps = [done.output / "map.mrc"], [folder / "true_map.mrc"]
-    else:
-        numbers = range(1, classes + 1)
-        maps = [done.output / f"class{number}" / "map.mrc" for number in numbers]
-        true_maps = [folder / f"true_map{number}.mrc" for number in numbers]
+    numbers = range(1, len(list(done.output.glob("class*/map.mrc"))) + 1)
+    maps = [done.output / f"class{number}" / "map.mrc" for number in numbers] or [done.output / "map.mrc"]
+    true_maps = sorted(folder.glob("true_map*.mrc"))
     figures, log = folder.with_name(f"{folder.name}.json"), folder.with_name(f"{folder.name}.evaluate.log")
     words = [
         "evaluate", "--map", *map(str, maps), "--true-map", *map(str, true_maps), "--poses",
@@ -170,7 +168,9 @@ SHOWN = ("seconds", "class_accuracy", "class_ari", "junk_told_apart", "fsc_0.5_p
 def print_tables(lines: list[dict[str, Any]]) -> None:
     """A row for each run."""
     print_origin(lines)
-    head = "set | seed | accuracy | Rand index | in the sink | junk told apart | FSC 0.5 of the maps, px | "
+    head = (
+        "set | classes | seed | accuracy | Rand index | in the sink | junk told apart | FSC 0.5 of the maps, px | "
+    )
     head += "verdicts | seconds | version"
     print_table(head, ([*_row(line), name_of(line)] for line in lines if "failed" not in line))
 
@@ -181,10 +181,15 @@ def _row(line: dict[str, Any]) -> list[str]:
     # Of a single species the index says nothing.
     known = line.keys() if "classes" in line else line.keys() - {"class_ari"}
     return [
-        line["set"], str(line["seed"]), *(f"{line[name]:.3f}" if name in known else "–" for name in shares),
+        line["set"], _classes_of(line), str(line["seed"]), *(f"{line[name]:.3f}" if name in known else "–" for name in shares),
         ", ".join(f"{one['fsc_0.5_px']:.2f}" if "fsc_0.5_px" in one else "–" for one in classes),
         ", ".join(line["verdicts"]), f"{line['seconds']:.0f}",
     ]  # fmt: skip
+
+
+def _classes_of(line: dict[str, Any]) -> str:
+    found = len(line["verdicts"])
+    return f"auto: {found}" if line["extra"].get("classes") == "auto" else str(found)
 
 
 def main() -> None:

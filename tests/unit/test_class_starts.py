@@ -6,8 +6,9 @@ import torch
 from three_balls import PIXEL_SIZE, SUPPORT, generator, make_density
 
 from cryoai.ab_initio.bootstrap import BootstrapResult
-from cryoai.ab_initio.classify import share_out
+from cryoai.ab_initio.consensus import choose_classes
 from cryoai.ab_initio.images import BootstrapImages
+from cryoai.ab_initio.shares import share_out
 from cryoai.ab_initio.starts import choose_best
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.geometry.rotations import random_rotations
@@ -18,7 +19,7 @@ from cryoai.refinement.state import RefinementState, merge_states
 from cryoai.run.config import BootstrapSettings
 from cryoai.tensors import ParticleBatch
 
-BOX, NOISE = 24, 0.2
+BOX, NOISE = 24, 0.005
 
 
 def test_shares_are_found_from_likelihoods() -> None:
@@ -52,7 +53,7 @@ def images_of(volume: FourierVolume, count: int, seed: int) -> ParticleBatch:
 
 def test_classes_of_two_starts_are_matched_by_their_images() -> None:
     density = make_density(BOX)
-    volumes = [volume_from_map(one) for one in (density, 1.5 * density.flip(0).roll(3, 2) * density.roll(2, 1))]
+    volumes = [volume_from_map(one) for one in (density, 4.0 * density.flip(0).roll(3, 2) * density.roll(2, 1))]
     parts = [images_of(volume, 40, 5 * number) for number, volume in enumerate(volumes)]
     batch = ParticleBatch(
         torch.cat([part.images for part in parts]),
@@ -66,15 +67,31 @@ def test_classes_of_two_starts_are_matched_by_their_images() -> None:
     first = BootstrapResult(tuple(volumes), (0.6, 0.4), noise, 2.0, 0, 6.0)
     swapped = BootstrapResult(tuple(volumes[::-1]), (0.4, 0.6), noise, 1.0, 1, 6.0)
     same_twice = BootstrapResult((volumes[0], volumes[0]), (0.5, 0.5), noise, 0.5, 2, 6.0)
-    found = choose_best([first, swapped, same_twice], images)
-    assert found.best is first and found.saved_as == "bootstrap_01"
-    for one in found.classes:
-        assert one.agreements[1] == pytest.approx(1, abs=0.02)
-        assert one.likelihoods == (2.0, 1.0, 0.5)
-    # The third start has the first molecule in both of its classes.
-    assert found.classes[0].agreeing == 3
-    assert found.classes[1].agreeing == 2 and found.classes[1].agreements[2] < 0.8
-    assert found.agree_in_every_shell
+    starts = [first, swapped, same_twice]
+    for wanted in (2, None):
+        found = choose_best(starts, images, classes=wanted)
+        assert len(found.classes) == 2 and found.saved_as == "bootstrap_01"
+        assert sorted(one.agreeing for one in found.classes) == [2, 3]
+        for one in found.classes:
+            assert one.agreements[0] == pytest.approx(1, abs=0.02)
+            assert one.agreements[1] == pytest.approx(1, abs=0.02)
+            assert one.likelihoods == (2.0, 1.0, 0.5)
+            assert one.loss > 2
+        # The third start has the first molecule in both of its classes.
+        assert min(one.agreements[2] for one in found.classes) < 0.8
+        assert found.agree_in_every_shell
+
+
+def test_a_class_that_is_there_twice_is_needed_once() -> None:
+    volume = volume_from_map(make_density(BOX))
+    batch = images_of(volume, 60, 3)
+    noise = torch.full((20,), NOISE)
+    settings = BootstrapSettings(first_radius=5, last_radius=6).in_box(BOX)
+    images = BootstrapImages(batch, batch, noise, SUPPORT, settings)
+    twice = BootstrapResult((volume, volume), (0.5, 0.5), noise, 2.0, 0, 6.0)
+    (kept,) = choose_classes([twice, twice], images, None)
+    assert kept.share == pytest.approx(1) and kept.loss == np.inf
+    assert len(choose_classes([twice], images, 2)) == 2
 
 
 def test_states_are_merged_by_class() -> None:

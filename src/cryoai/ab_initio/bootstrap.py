@@ -82,6 +82,8 @@ class BootstrapResult:
         Shells.
     ended_early
         Whether it stopped because images knew their poses, before its steps were used up.
+    held_out_gains
+        (held_out, classes) of each image that was held out, by each class alone, nats; None before it is judged.
     """
 
     volumes: tuple[FourierVolume, ...]
@@ -91,6 +93,7 @@ class BootstrapResult:
     seed: int
     radius: float
     ended_early: bool = False
+    held_out_gains: Float[Tensor, "held_out classes"] | None = None
 
     @property
     def volume(self) -> FourierVolume:
@@ -100,7 +103,8 @@ class BootstrapResult:
 
     def of_class(self, index: int) -> BootstrapResult:
         """One of the classes alone."""
-        return replace(self, volumes=(self.volumes[index],), shares=(1.0,))
+        gains = None if self.held_out_gains is None else self.held_out_gains[:, index : index + 1]
+        return replace(self, volumes=(self.volumes[index],), shares=(1.0,), held_out_gains=gains)
 
 
 def run_bootstrap(
@@ -147,10 +151,37 @@ def run_bootstrap(
     )
 
 
+def go_on(
+    images: BootstrapImages, maps: BootstrapResult, seed: int, on_step: Callable[[int], None] = lambda step: None
+) -> BootstrapResult:
+    """Ever smaller steps from maps that are there, such as classes of several starts.
+
+    Parameters
+    ----------
+    images
+        That the maps were made of.
+    maps
+        To begin with; they keep their radius.
+    seed, on_step
+        As in `run_bootstrap`.
+    """
+    settings = images.settings
+    climb = _Climb(images, seed, len(maps.volumes), maps)
+    steps = settings.settling_steps(0)
+    for step in range(steps):
+        climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / steps))
+        on_step(step + 1)
+    return replace(
+        maps, volumes=climb.volumes, shares=tuple(climb.shares), noise_power=climb.noise_power, held_out_gains=None
+    )
+
+
 class _Climb:
     """One start on its way: mini-batches in turn, a radius that grows, and the noise."""
 
-    def __init__(self, images: BootstrapImages, seed: int, classes: int) -> None:
+    def __init__(
+        self, images: BootstrapImages, seed: int, classes: int, maps: BootstrapResult | None = None
+    ) -> None:
         settings = images.settings
         self._images, self._settings = images, settings
         self._generator = torch.Generator().manual_seed(seed)
@@ -174,6 +205,15 @@ class _Climb:
             first = _insert_random_poses(images, rows, self.last, self._generator)
             share = settings.batch_size / classes / len(rows)
             self._ascents.append(MapAscent(first, share, images.support, self.last))
+        if maps is not None:
+            self._go_on_from(maps)
+
+    def _go_on_from(self, maps: BootstrapResult) -> None:
+        self.shells, self.noise_power = int(maps.radius), maps.noise_power.clone()
+        self.shares = self._odds = list(maps.shares)
+        self.release_classes()
+        for ascent, volume in zip(self._ascents, maps.volumes, strict=True):
+            ascent.begin_at(volume)
 
     @property
     def volumes(self) -> tuple[FourierVolume, ...]:
@@ -322,6 +362,10 @@ class MapAscent:
         self._mask = make_soft_sphere(self._small_box, outer, _EDGE * self._small_box)
         self._values = self._masked(first.numerator / (first.weight + _RIDGE * mean + 1e-9)[..., None])
         self._velocity = torch.zeros_like(self._values)
+
+    def begin_at(self, volume: FourierVolume) -> None:
+        """Take another map, on the same grid, for the first."""
+        self._values = self._masked(volume.values)
 
     def volume(self, radius: float) -> FourierVolume:
         """The map inside a radius."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
 from cryoai.ab_initio.images import BootstrapImages
+from cryoai.ab_initio.shares import share_out
 from cryoai.geometry.fourier import full_radius
 from cryoai.metrics.classes import SINK
 from cryoai.particles.dataset import ParticleData
@@ -20,7 +21,6 @@ from cryoai.poses.posterior import MASK_MARGIN
 from cryoai.run.progress import Progress
 
 _CHUNK = 500
-_STEPS = 100
 
 
 @dataclass(frozen=True, eq=False)
@@ -95,20 +95,3 @@ def classify(
     probability[:, SINK] = 1
     probability[rows] = share_out(gain, torch.tensor([1.0, *start.shares], dtype=torch.double)).float()
     return Classification(probability)
-
-
-def share_out(gain: Float[Tensor, "n classes"], shares: Float[Tensor, " classes"]) -> Float[Tensor, "n classes"]:
-    """Posterior probabilities of classes whose shares are estimated on the way.
-
-    Parameters
-    ----------
-    gain
-        Log-likelihoods.
-    shares
-        To begin with; any scale.
-    """
-    shares = shares / shares.sum()
-    for _ in range(_STEPS):
-        probability = (gain + shares.clamp(min=1e-12).log()).softmax(1)
-        shares = probability.mean(0)
-    return (gain + shares.clamp(min=1e-12).log()).softmax(1)

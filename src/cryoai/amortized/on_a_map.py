@@ -54,7 +54,7 @@ class _InTurn:
 
 def uses_encoder(config: ReconstructConfig, particles: int, device: torch.device) -> bool:
     """Whether an encoder poses the particles after the bootstrap."""
-    if config.method != "hybrid" or config.hybrid.encoder == "never" or config.classes > 1:
+    if config.method != "hybrid" or config.hybrid.encoder == "never" or config.classes != 1:
         return False
     fewest = config.hybrid.fewest_particles
     if fewest is None:

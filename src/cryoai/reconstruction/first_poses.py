@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cryoai.ab_initio.classify import Classification, classify
-from cryoai.ab_initio.starts import AbInitioResult, Starts, find_starts
+from cryoai.ab_initio.starts import FEWEST_OF_CLASS, AbInitioResult, Starts, find_starts
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
 from cryoai.amortized.on_a_map import train_on_map, uses_encoder
@@ -28,8 +28,6 @@ from cryoai.types import ParticleSet
 
 # Images that the first noise spectrum is measured on.
 _FOR_SPECTRUM = 2000
-# A class of fewer particles is not refined.
-_FEWEST_TO_REFINE = 100
 _ASSIGNED, _CLASSIFIED = "assigned", "classified"
 
 
@@ -201,7 +199,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
     classes, too_small = [], []
     for number, index in enumerate(order, 1):
         ab_initio = starts.classes[index]
-        if number > 1 and counts[number] < _FEWEST_TO_REFINE:
+        if number > 1 and counts[number] < FEWEST_OF_CLASS:
             run.warn(
                 f"class {number} has {counts[number]} particles, too few to refine it: its map is the bootstrap's"
             )

@@ -72,8 +72,8 @@ def reconstruct(
     CryoAIError
         Several processes were started and this is not the first: `cryoai.reconstruction.assist.assist` is theirs.
     """
-    if config is not None and config.classes > 1:
-        raise InputError(f"{config.classes} classes have as many results", advice="call reconstruct_classes")
+    if config is not None and config.classes != 1:
+        raise InputError("several classes have as many results", advice="call reconstruct_classes")
     options = {"datadir": datadir, "resume": resume, "overwrite": overwrite, "progress": progress}
     (result,) = reconstruct_classes(particles, output, config, **options).classes
     return result

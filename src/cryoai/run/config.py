@@ -165,8 +165,8 @@ class ReconstructConfig(Settings):
     """Mirror the result; the hand cannot be known from the images."""
     no_ctf: bool = False
     """Take the images as not modulated by a CTF."""
-    classes: int = Field(default=1, ge=1, le=64)
-    """How many different molecules, or states, to look for; what shows none of them is class 0."""
+    classes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    """How many different molecules, or states, to look for, or auto; what shows none of them is class 0."""
     symmetry: str = "auto"
     """Point group that every map is given (C1, Cn, Dn, T, O, I, with RELION's axes); auto: none, but it is told
     which one the map has."""
