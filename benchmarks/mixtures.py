@@ -6,9 +6,9 @@
 
 ``two``: 70S, 6VYB and noise. ``four``: states of 4V5A (70S, 50S, 30S, 50S without a third of its proteins).
 ``eight``: its two subunits, 6VYB, and five parts of 5NRL. ``junk``: one species among as much junk of three kinds.
-``pure``: each species of ``two`` alone, in the same number of images, for what mixing costs. The number of classes is
-given, unless ``--extra classes=auto`` has it found. All of 64 px, 7 Å,
-σ = 20 Å, -10 dB, real defoci, coloured noise, contrast that differs from particle to particle.
+``pure``: each species of ``two`` alone, in the same number of images, for what mixing costs. The number of classes
+is given, unless ``--extra classes=auto`` has it found. All of 64 px, 7 Å, σ = 20 Å, -10 dB, real defoci, coloured
+noise, contrast that differs from particle to particle.
 Each run is a command in a process of its own and a line of ``benchmarks/results/mixtures.jsonl``; it may be killed
 at any time, and what has a line of the same version is not done again, unless it failed.
 """
@@ -180,8 +180,9 @@ def _row(line: dict[str, Any]) -> list[str]:
     shares = ("class_accuracy", "class_ari", "particles_in_sink", "junk_told_apart")
     # Of a single species the index says nothing.
     known = line.keys() if "classes" in line else line.keys() - {"class_ari"}
+    told = [f"{line[name]:.3f}" if name in known else "–" for name in shares]
     return [
-        line["set"], _classes_of(line), str(line["seed"]), *(f"{line[name]:.3f}" if name in known else "–" for name in shares),
+        line["set"], _classes_of(line), str(line["seed"]), *told,
         ", ".join(f"{one['fsc_0.5_px']:.2f}" if "fsc_0.5_px" in one else "–" for one in classes),
         ", ".join(line["verdicts"]), f"{line['seconds']:.0f}",
     ]  # fmt: skip

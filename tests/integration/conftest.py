@@ -45,5 +45,5 @@ def quick_config() -> ReconstructConfig:
 def no_near_symmetries() -> Iterator[None]:
     """Looking for the map's near-symmetries takes longer than all else in a short run, and has its own tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
+        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density, group: [])
         yield

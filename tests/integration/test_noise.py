@@ -63,7 +63,7 @@ def config(method: str) -> ReconstructConfig:
 def no_near_symmetries():
     """Looking for them takes longer than all else here."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density: [])
+        patch.setattr("cryoai.refinement.mates.find_near_symmetries", lambda density, group: [])
         yield
 
 

@@ -132,7 +132,8 @@ def print_result(result: ReconstructionResult) -> None:
         sure = result.fraction_confident
         table.add_row("confident poses", f"{100 * sure:.1f} %")
     table.add_row("views", result.views.numbers())
-    table.add_row("symmetry", escape(result.symmetry.sentence()))
+    unsure = "" if result.symmetry.is_imposed or verdict.call == "found" else f" (of a map that is {verdict.call})"
+    table.add_row("symmetry", escape(result.symmetry.sentence() + unsure))
     table.add_row("map", escape(str(result.folder / "map.mrc")))
     table.add_row("poses", escape(str(result.folder / "particles.star")))
     table.add_row("report", escape(str(result.folder / "report.html")))

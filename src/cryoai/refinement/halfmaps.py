@@ -93,8 +93,11 @@ class HalfMaps:
         """
         first, second = self.accumulators
         total = first + second if half is None else self.accumulators[half]
-        ssnr = self.ssnr() * (2 if half is None else 1)
-        density = _wiener_filter(total, ssnr, self.radius)
+        return self.filtered_map(total, 2 if half is None else 1)
+
+    def filtered_map(self, total: VolumeAccumulator, share: float) -> Float[Tensor, "box box box"]:
+        """A masked, Wiener-filtered map of other sums, with some multiple of the signal to noise of one half."""
+        density = _wiener_filter(total, share * self.ssnr(), self.radius)
         return (density - _solvent_level(density, self.mask)) * self.mask
 
     def reference(self, half: int) -> FourierVolume:

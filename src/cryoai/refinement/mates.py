@@ -28,6 +28,8 @@ TRUE_SYMMETRY_DEFICIT, SHELLS_FOR_SYMMETRY = 0.05, 8
 # Rotations so close are the same element of a group, of which none but cyclic and dihedral ones is larger than I.
 _SAME_ELEMENT_RADIANS, _LARGEST_GROUP = 0.17, 60
 _ITERATIONS = 4
+# Of a trace of 3: what is nearer is the identity.
+_IDENTITY = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -103,6 +105,24 @@ def complete_group(elements: Float[Tensor, "m 3 3"]) -> Float[Tensor, "g 3 3"]:
         if len(complete) > _LARGEST_GROUP:
             return elements
     return torch.stack(complete)
+
+
+def group_about_one_point(
+    group: Float[np.ndarray, "g 3 3"], elements: Sequence[MapAlignment]
+) -> tuple[MapAlignment, ...]:
+    """All elements of a group but the identity, about the point that explains the shifts of some of them best.
+
+    Parameters
+    ----------
+    group
+        Its rotations.
+    elements
+        Some of them as they were found; shifts in px, as those of the result.
+    """
+    lever = np.concatenate([np.eye(3) - one.rotation for one in elements])
+    centre = np.linalg.lstsq(lever, np.concatenate([one.shift for one in elements]), rcond=1e-3)[0]
+    turns = [rotation for rotation in group if np.trace(rotation) < 3 - _IDENTITY]
+    return tuple(MapAlignment(rotation, centre - rotation @ centre, False, 1.0) for rotation in turns)
 
 
 def try_mates(

@@ -12,6 +12,7 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
+from cryoai.refinement.break_symmetry import move_to_mates, try_to_break
 from cryoai.refinement.confidence import (
     CONFIDENT,
     FitSummary,
@@ -22,7 +23,7 @@ from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.judge_poses import judge_poses
 from cryoai.refinement.map_particles import References, one_reference
-from cryoai.refinement.mates import Mates, find_mates, try_mates
+from cryoai.refinement.mates import Mates, find_mates, group_about_one_point, try_mates
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
 from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
@@ -42,6 +43,8 @@ _RADIUS_MARGIN = 2
 _LARGEST_STEP = 2.0
 # A map without near-symmetries in its first rounds will not have any later.
 _LAST_MATES_ROUND = 2
+# By then the halves' own agreement is well beyond what they shared at first.
+_BREAKING_ROUND = 2
 # Mates need not be tried again once nearly every particle stays where it is.
 _MATES_SETTLED = 0.005
 # A particle whose rotation changes by more has gone to a mate.
@@ -73,6 +76,8 @@ class RoundSummary:
         Near-symmetries tried.
     mates_moved
         Particles that went to a mate.
+    was_symmetric_by_chance
+        Whether particles at their mates had made the map symmetric, and have been put right.
     """
 
     round: int
@@ -82,6 +87,7 @@ class RoundSummary:
     search: SearchSummary = field(default_factory=SearchSummary)
     mates: int = 0
     mates_moved: int = 0
+    was_symmetric_by_chance: bool = False
 
     def record(self) -> dict[str, Any]:
         """Every number as a line of `metrics.jsonl` has it."""
@@ -215,7 +221,32 @@ def refinement_round(
             data, result.state, references, chosen, radius, config, progress, mates.rotations
         )
         result = RoundResult(state, replace(result.summary, search=done))
+    if number == _BREAKING_ROUND and config.imposed_symmetry == "C1" and mates.elements:
+        return _break_symmetry(data, result, halves, mates, config, progress)
     return result
+
+
+def _break_symmetry(
+    data: ParticleData,
+    result: RoundResult,
+    halves: HalfMaps,
+    mates: Mates,
+    config: ReconstructConfig,
+    progress: Progress,
+) -> RoundResult:
+    """Leave a symmetry that particles at their mates have made, where there is none; see `break_symmetry`."""
+    state, radius = result.state, result.summary.pose_radius
+    elements = group_about_one_point(mates.same.double().numpy(), mates.elements)
+    with progress.step(f"Refinement round {_BREAKING_ROUND}: is the map symmetric by chance", 1) as done:
+        broken = try_to_break(data, state, halves, elements, radius, config.seed)
+        done(1)
+    if not broken.is_better:
+        return result
+    progress.say(
+        f"The map was symmetric by chance: images gain {broken.gain:.1f} ± {broken.gain_error:.1f} nats without"
+    )
+    moved = move_to_mates(data, state, broken, elements, radius)
+    return RoundResult(moved, replace(result.summary, was_symmetric_by_chance=True))
 
 
 def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: float) -> Finished:
@@ -257,17 +288,22 @@ def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: 
     confidence = torch.zeros(len(data))
     confidence[state.used] = sure
     with progress.step("Symmetry", 1) as done:
-        symmetry = _look_for_symmetry(data, state, halves, mates, config)
+        symmetry = _look_for_symmetry(data, state, halves, mates, radius, config)
         done(1)
     fits = summarise_fits(quality, expected, sure, presence)
     return Finished(replace(state, confidence=confidence), halves, fits, symmetry)
 
 
 def _look_for_symmetry(
-    data: ParticleData, state: RefinementState, halves: HalfMaps, mates: Mates, config: ReconstructConfig
+    data: ParticleData,
+    state: RefinementState,
+    halves: HalfMaps,
+    mates: Mates,
+    radius: float,
+    config: ReconstructConfig,
 ) -> FoundSymmetry:
     if config.symmetry == "auto":
-        return find_symmetry(data, state, halves, mates)
+        return find_symmetry(data, state, halves, mates, radius, config.seed)
     return FoundSymmetry(config.symmetry, is_imposed=True)
 
 
@@ -306,7 +342,7 @@ def _final_halves(
 
 def _should_try_mates(state: RefinementState, number: int, previous: RoundSummary | None) -> bool:
     """In the first rounds, and then until the choice among the mates has stopped changing."""
-    if number <= _LAST_MATES_ROUND or previous is None:
+    if number <= _LAST_MATES_ROUND or previous is None or previous.was_symmetric_by_chance:
         return True
     return previous.mates > 0 and previous.mates_moved > _MATES_SETTLED * len(state.used)
 

@@ -8,6 +8,7 @@ symmetry takes noise out of that map; one that only nearly holds takes out what 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -24,9 +25,16 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.slicing import volume_from_map
 from cryoai.poses.local import refine_poses
+from cryoai.refinement.break_symmetry import is_better, try_to_break
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
-from cryoai.refinement.mates import SHELLS_FOR_SYMMETRY, TRUE_SYMMETRY_DEFICIT, Mates, complete_group
+from cryoai.refinement.mates import (
+    SHELLS_FOR_SYMMETRY,
+    TRUE_SYMMETRY_DEFICIT,
+    Mates,
+    complete_group,
+    group_about_one_point,
+)
 from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 
@@ -37,8 +45,8 @@ _SURE = 3.0
 # A true symmetry may cost so large a share of what images gain by the map: turned maps are interpolated.
 _INTERPOLATION = 0.002
 _ITERATIONS = 3
-# Of a trace of 3: what is nearer is the identity.
-_IDENTITY = 0.02
+# Groups that half-maps fall so far short of are not told of, mean FSC.
+_NEARLY = 0.3
 
 
 @dataclass(frozen=True)
@@ -55,6 +63,9 @@ class SymmetryTest:
         What images of one half gain by making the other's map symmetric, nats per image, and its standard error.
     share
         The same by what they gain by the map at all.
+    broken_gain, broken_error
+        What images gain where particles are put at other mates so that the map loses the symmetry, if it will; nats
+        per image, and its standard error.
     """
 
     name: str
@@ -62,12 +73,29 @@ class SymmetryTest:
     gain: float
     gain_error: float
     share: float
+    broken_gain: float = 0.0
+    broken_error: float = 0.0
 
     @property
     def holds(self) -> bool:
-        """Whether both half-maps have it and images do not speak against it."""
+        """Whether both half-maps have it and images speak neither against it nor for the map without it."""
+        return not self.is_by_chance and self.holds_as_it_is
+
+    @property
+    def holds_as_it_is(self) -> bool:
+        """The same of the map alone, wherever particles lie."""
         lost = self.gain + _SURE * self.gain_error < 0 and self.share < -_INTERPOLATION
         return max(self.deficits) < TRUE_SYMMETRY_DEFICIT and not lost
+
+    @property
+    def is_by_chance(self) -> bool:
+        """Whether particles at their mates have made the map symmetric, and need not have."""
+        return is_better(self.broken_gain, self.broken_error)
+
+    @property
+    def nearly_holds(self) -> bool:
+        """Whether it is worth telling of."""
+        return not self.holds and (self.is_by_chance or max(self.deficits) < _NEARLY)
 
     @property
     def is_sure(self) -> bool:
@@ -96,29 +124,34 @@ class FoundSymmetry:
     @property
     def pseudo(self) -> str:
         """A larger group that nearly holds, ``"C1"`` if there is none."""
-        return next((test.name for test in self.tests if not test.holds), "C1")
+        return next((test.name for test in self.tests if test.nearly_holds), "C1")
 
     def sentence(self) -> str:
         """What was found, and how surely; without a full stop."""
         if self.is_imposed:
-            return f"{self.name}, as asked for" if self.name != "C1" else "none was asked for, and C1 is kept"
-        if not self.tests:
+            return f"{self.name}, as asked for"
+        said = [_tell(test) for test in self.tests if test.holds or test.nearly_holds]
+        if not said:
             return "C1: no rotation leaves the map nearly as it is"
-        said = []
-        for test in self.tests:
-            copies = (
-                f"turned copies of the half-maps agree to {max(0.0, max(test.deficits)):.2f} of what noise allows"
-            )
-            images = f"images gain {test.gain:+.2f} ± {test.gain_error:.2f} nats each by it"
-            if test.holds:
-                sure = "" if test.is_sure else ", which is too little to be sure"
-                said.append(f"{test.name}: {copies}, and {images}{sure} (--symmetry {test.name} would use it)")
-            else:
-                said.append(f"pseudo-{test.name}: {copies}, and {images}")
         return "; ".join(said if self.name != "C1" else ["C1", *said])
 
 
-def find_symmetry(data: ParticleData, state: RefinementState, halves: HalfMaps, mates: Mates) -> FoundSymmetry:
+def _tell(test: SymmetryTest) -> str:
+    if test.is_by_chance:
+        gain = f"{test.broken_gain:+.2f} ± {test.broken_error:.2f}"
+        return f"pseudo-{test.name}: particles at mates of their poses make the map symmetric ({gain} nats without)"
+    short = max(0.0, *test.deficits)
+    alike = f"half-maps agree with their turned copies to within {short:.2f} of what noise allows"
+    said = f"{test.name}: {alike}, images gain {test.gain:+.2f} ± {test.gain_error:.2f} nats each by it"
+    if not test.holds:
+        return f"pseudo-{said}"
+    sure = "" if test.is_sure else ", which is too little to be sure"
+    return f"{said}{sure} (--symmetry {test.name} would use it)"
+
+
+def find_symmetry(
+    data: ParticleData, state: RefinementState, halves: HalfMaps, mates: Mates, radius: float, seed: int
+) -> FoundSymmetry:
     """The largest point group that both half-maps have and that images prefer, and what nearly holds.
 
     Parameters
@@ -129,6 +162,10 @@ def find_symmetry(data: ParticleData, state: RefinementState, halves: HalfMaps, 
         Their half-maps, without symmetry.
     mates
         Rotations under which those look nearly the same.
+    radius
+        Shells that poses were refined against.
+    seed
+        Of what is drawn.
     """
     tests: list[SymmetryTest] = []
     maps = _Maps.of(halves)
@@ -138,8 +175,13 @@ def find_symmetry(data: ParticleData, state: RefinementState, halves: HalfMaps, 
         name = identify_group(group)
         if name is None or name in [test.name for test in tests]:
             continue
-        tests.append(_test(name, _about_one_point(group, elements), maps, data, state))
-        if tests[-1].holds:
+        turns = group_about_one_point(group, elements)
+        test = _test(name, turns, maps, data, state)
+        if test.holds_as_it_is:
+            broken = try_to_break(data, state, halves, turns, radius, seed)
+            test = replace(test, broken_gain=broken.gain, broken_error=broken.gain_error)
+        tests.append(test)
+        if test.holds:
             break
     held = [test for test in tests if test.holds]
     return FoundSymmetry(held[0].name if held else "C1", False, (*held, *(t for t in tests if not t.holds)))
@@ -150,14 +192,6 @@ def _candidates(mates: Mates) -> list[tuple[MapAlignment, ...]]:
     together = [(*mates.elements, *mates.near), mates.elements]
     alone = [(one,) for one in (*mates.elements, *mates.near[:1])]
     return [one for one in (*together, *alone) if one]
-
-
-def _about_one_point(group: Float[np.ndarray, "g 3 3"], elements: tuple[MapAlignment, ...]) -> list[MapAlignment]:
-    """All elements of a group but the identity, about the point that explains the shifts of some of them best."""
-    lever = np.concatenate([np.eye(3) - one.rotation for one in elements])
-    centre = np.linalg.lstsq(lever, np.concatenate([one.shift for one in elements]), rcond=1e-3)[0]
-    turns = [rotation for rotation in group if np.trace(rotation) < 3 - _IDENTITY]
-    return [MapAlignment(rotation, centre - rotation @ centre, False, 1.0) for rotation in turns]
 
 
 @dataclass(frozen=True, eq=False)
@@ -194,7 +228,7 @@ class _Maps:
 
 
 def _test(
-    name: str, elements: list[MapAlignment], maps: _Maps, data: ParticleData, state: RefinementState
+    name: str, elements: Sequence[MapAlignment], maps: _Maps, data: ParticleData, state: RefinementState
 ) -> SymmetryTest:
     """A group by its elements: how well each half-map has it, and whether images prefer it."""
     sums, union, deficits = [one.clone() for one in maps.halves], maps.mask, [0.0, 0.0]
