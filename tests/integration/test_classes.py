@@ -115,3 +115,13 @@ def test_what_has_one_map_refuses_several(mixture: Path, config: ReconstructConf
         ReconstructConfig(classes=2, known_poses=True)
     with pytest.raises(ValueError, match="--classes"):
         ReconstructConfig(classes=2, method="amortized")
+
+
+def test_more_classes_than_the_set_can_carry(
+    mixture: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["reconstruct", str(mixture / "particles.star"), "-o", str(tmp_path / "out"), "--classes"]
+    assert main([*words, "17"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "17 classes are more than 1,600 images can carry" in said and "use --classes 16 or fewer" in said
+    assert main([*words, "several"]) not in (0, None)

@@ -20,9 +20,11 @@ from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import estimate_shares, share_out
 from cryoai.poses.featureless import featureless_gain, tells
 
-# A class is needed if its images lose so many nats each without it, by so many standard errors, and if there are so
-# many of them: two noisy maps of one molecule explain an image a little better than one.
-_NEEDED_NATS, _NEEDED_ERRORS, _FEWEST_SHOWING = 2.0, 3.0, 4.0
+NEEDED_NATS = 2.0
+"""A class is needed if its images lose so many nats each without it: two noisy maps of one molecule explain an
+image a little better than one."""
+# And if they do by so many standard errors, and so many images show it.
+_NEEDED_ERRORS, _FEWEST_SHOWING = 3.0, 4.0
 
 
 @dataclass(frozen=True)
@@ -124,7 +126,7 @@ class _Loss:
 
     @property
     def is_needed(self) -> bool:
-        return self.per_image > max(_NEEDED_NATS, _NEEDED_ERRORS * self.error) and self.showing >= _FEWEST_SHOWING
+        return self.per_image > max(NEEDED_NATS, _NEEDED_ERRORS * self.error) and self.showing >= _FEWEST_SHOWING
 
 
 def _loss(

@@ -13,7 +13,7 @@ from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult, go_on, make_posterior_search, run_bootstrap
-from cryoai.ab_initio.consensus import Member, choose_classes, held_out_gains
+from cryoai.ab_initio.consensus import NEEDED_NATS, Member, choose_classes, held_out_gains
 from cryoai.ab_initio.images import BootstrapImages, choose_images
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import resample
@@ -38,7 +38,7 @@ FEWEST_OF_CLASS = 100
 """A class of fewer particles is not refined."""
 
 # How many classes are looked for at first, and at last, where their number is not given.
-_FIRST_GUESS, _LAST_GUESS = 4, 16
+_FIRST_GUESS, _LAST_GUESS = 3, 12
 _CONSENSUS = "consensus"
 # Translations are tried a little farther than those of most images, box lengths at least.
 _MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
@@ -132,7 +132,7 @@ def find_starts(data: ParticleData, run: Run) -> Starts:
     data
         The particles.
     run
-        Options, checkpoints and progress; warned where the starts found different maps.
+        Options, checkpoints and progress.
 
     Raises
     ------
@@ -151,10 +151,7 @@ def find_starts(data: ParticleData, run: Run) -> Starts:
         found = _start_with(images, run, config.classes, config.classes)
     else:
         found = _start_until_some_are_not_needed(images, run, most)
-    result = _go_on_together(*found, run)
-    for number, one in enumerate(result.classes, 1):
-        _tell_of_agreement(one, "" if len(result.classes) == 1 else f"class {number}: ", run)
-    return result
+    return _go_on_together(*found, run)
 
 
 def _most_classes(data: ParticleData) -> int:
@@ -216,7 +213,9 @@ def _go_on_together(result: Starts, starts: list[BootstrapResult], run: Run) -> 
     return replace(result, best=best, classes=classes, saved_as=name)
 
 
-def _tell_of_agreement(result: AbInitioResult, prefix: str, run: Run) -> None:
+def tell_of_class(result: AbInitioResult, number: int | None, run: Run) -> None:
+    """Say whether starts agree on a class and whether it is needed; ``number`` where there are others."""
+    prefix = "" if number is None else f"class {number}: "
     if not result.has_converged:
         run.warn(
             f"{prefix}the {len(result.agreements)} starts found different maps (mean FSC with the best one at most "
@@ -226,6 +225,12 @@ def _tell_of_agreement(result: AbInitioResult, prefix: str, run: Run) -> None:
     elif len(result.agreements) > 1:
         said = f"{prefix}{result.agreeing} of {len(result.agreements)} starts agree"
         run.progress.say(said[:1].upper() + said[1:])
+    if result.loss < NEEDED_NATS:
+        run.warn(
+            f"class {number} is hardly needed: without it its images would lose {max(0.0, result.loss):.1f} nats "
+            "each, since another class explains them nearly as well; the two may be one molecule, or states that "
+            "are not told apart"
+        )
 
 
 def _start_until_two_agree(

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from cryoai.ab_initio.classify import Classification, classify
-from cryoai.ab_initio.starts import FEWEST_OF_CLASS, AbInitioResult, Starts, find_starts
+from cryoai.ab_initio.starts import FEWEST_OF_CLASS, AbInitioResult, Starts, find_starts, tell_of_class
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
 from cryoai.amortized.on_a_map import train_on_map, uses_encoder
@@ -186,6 +186,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
     with run.timed("bootstrap"):
         starts = find_starts(data, run)
     if run.config.classes == 1:
+        tell_of_class(starts.classes[0], None, run)
         everything = start_refinement(data, _first_noise(data), run.config.seed)
         return FirstClasses((_pose_by_bootstrap(data, everything, starts.classes[0], run, starts.saved_as),))
     with run.timed("classification"):
@@ -199,6 +200,7 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
     classes, too_small = [], []
     for number, index in enumerate(order, 1):
         ab_initio = starts.classes[index]
+        tell_of_class(ab_initio, number, run)
         if number > 1 and counts[number] < FEWEST_OF_CLASS:
             run.warn(
                 f"class {number} has {counts[number]} particles, too few to refine it: its map is the bootstrap's"

@@ -23,7 +23,7 @@ from cryoai.refinement.confidence import CONFIDENT, FitSummary
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.rounds import RoundSummary
 from cryoai.refinement.state import RefinementState, merge_states
-from cryoai.refinement.symmetry import FoundSymmetry
+from cryoai.refinement.symmetry import NO_SYMMETRY, FoundSymmetry
 from cryoai.run.config import ReconstructConfig
 from cryoai.training.trainer import StepRecord
 from cryoai.types import Map, ParticleSet
@@ -50,8 +50,6 @@ class ReconstructionResult:
         The half-maps.
     fits
         How well the particles fit the half-map that they are not in.
-    symmetry
-        The point group that the map was given, or that was found in it.
     density
         The Wiener-filtered, masked map.
     voxel_size
@@ -72,6 +70,8 @@ class ReconstructionResult:
         The trained encoder, if there is one.
     training
         One record per step of its training.
+    symmetry
+        The point group that the map was given, or that was found in it.
     """
 
     folder: Path
@@ -80,7 +80,6 @@ class ReconstructionResult:
     state: RefinementState
     halves: HalfMaps
     fits: FitSummary
-    symmetry: FoundSymmetry
     density: Float[np.ndarray, "box box box"]
     voxel_size: float
     fsc: CorrectedFsc
@@ -91,6 +90,7 @@ class ReconstructionResult:
     seconds: dict[str, float]
     encoder: TrainedEncoder | None = None
     training: tuple[StepRecord, ...] = ()
+    symmetry: FoundSymmetry = NO_SYMMETRY
 
     @property
     def resolution(self) -> float:

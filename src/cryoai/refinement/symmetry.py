@@ -136,6 +136,10 @@ class FoundSymmetry:
         return "; ".join(said if self.name != "C1" else ["C1", *said])
 
 
+NO_SYMMETRY = FoundSymmetry("C1")
+"""That of a map in which nothing was found."""
+
+
 def _tell(test: SymmetryTest) -> str:
     if test.is_by_chance:
         gain = f"{test.broken_gain:+.2f} ± {test.broken_error:.2f}"

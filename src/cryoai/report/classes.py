@@ -48,6 +48,14 @@ def _tell_of_small(number: int, label: Int[np.ndarray, " n"]) -> str:
     return f"Class {number} has {count:,} particles, too few to be refined: its map is the bootstrap's."
 
 
+def _tell_of_starts(result: ReconstructionResult) -> str:
+    if result.ab_initio is None:
+        return ""
+    loss = result.ab_initio.loss
+    need = f" Without it its images would lose {loss:.1f} nats each." if np.isfinite(loss) else ""
+    return starts_sentence(result.ab_initio) + need
+
+
 def _describe(result: ReconstructionResult, number: int, label: Int[np.ndarray, " n"]) -> dict[str, Any]:
     verdict, count = result.verdict, int(np.sum(label == number))
     return {
@@ -60,6 +68,6 @@ def _describe(result: ReconstructionResult, number: int, label: Int[np.ndarray, 
         "resolution": f"{result.resolution:.2f} Å",
         "confident": f"{100 * result.fraction_confident:.0f} %",
         "scf": f"{result.views.scf_star:.2f}",
-        "starts": "" if result.ab_initio is None else starts_sentence(result.ab_initio),
+        "starts": _tell_of_starts(result),
         "picture": picture_uri(result),
     }

@@ -95,9 +95,12 @@ def _headline(result: ReconstructionResult) -> dict[str, Any]:
     if not result.config.known_poses and used:
         sure = f"{100 * result.fraction_confident:.0f} %"
         facts.append(_Fact("Confident poses", sure, f"probability above {CONFIDENT}"))
+    facts.append(_Fact("Symmetry", result.symmetry.name, "as asked for" if result.symmetry.is_imposed else "found"))
     facts.append(_Fact("Time", duration(sum(result.seconds.values())), f"cryoai {version_of_cryoai()}"))
     warnings = [sentence(text) for text in result.warnings]
     notes = [sentence(text) for text in result.particles.notes]
+    if not result.symmetry.is_imposed:
+        notes.append(f"Symmetry: {result.symmetry.sentence()}.")
     if not result.config.known_poses:
         notes.insert(0, _HAND_UNKNOWN)
     verdict = result.verdict
