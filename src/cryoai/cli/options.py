@@ -14,18 +14,23 @@ from cryoai.run.config import ReconstructConfig
 _OF_GROUPS = {"encoder": ("hybrid", "encoder")}
 
 
-def _field(info: FieldInfo) -> tuple[Any, None]:
+# What is a number or a word is read as such, and judged by the configuration, which says what is wrong in words.
+_READ_AS = {"classes": int | str}
+
+
+def _field(info: FieldInfo, annotation: Any = None) -> tuple[Any, None]:
     """The same option, or nothing: what was not given must not hide what a file says."""
     help_text = info.description or ""
     if info.default not in (None, False):
         help_text += f" Default: {info.default}."
-    return Annotated[info.annotation | None, Parameter(help=help_text, negative=(), show_default=False)], None
+    annotation = annotation or info.annotation
+    return Annotated[annotation | None, Parameter(help=help_text, negative=(), show_default=False)], None
 
 
 def _options() -> dict[str, tuple[Any, None]]:
     model = ReconstructConfig()
     fields = {
-        name: _field(info)
+        name: _field(info, _READ_AS.get(name))
         for name, info in ReconstructConfig.model_fields.items()
         if not isinstance(getattr(model, name), BaseModel)
     }

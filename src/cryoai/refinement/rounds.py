@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
@@ -24,6 +25,7 @@ from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.judge_poses import judge_poses
 from cryoai.refinement.map_particles import References, one_reference
 from cryoai.refinement.mates import Mates, find_mates, group_about_one_point, try_mates
+from cryoai.refinement.neighbours import measure_alone
 from cryoai.refinement.poses import reconstruct_halves, refine_locally, update_noise
 from cryoai.refinement.search_again import SearchSummary, search_again
 from cryoai.refinement.state import RefinementState
@@ -50,6 +52,8 @@ _MATES_SETTLED = 0.005
 # A particle whose rotation changes by more has gone to a mate.
 _MOVED_RADIANS = 0.2
 _FIRST_POSSIBLE_END = 4
+# Images with two particles are told of from this share.
+_TOLD_OF = 0.02
 # Converged: the median pose moves by less than this share of its standard deviation, or this angle.
 _SETTLED_SHARE, _SETTLED_RADIANS = 0.3, 5e-4
 # Not converged: the half-maps agree to so many more shells than before, or so large a share went to a mate.
@@ -280,7 +284,12 @@ def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: 
     judged = judge_poses(data, state, references.swapped(), radius, config, progress, mates)
     state, quality, expected = judged.state, judged.fits.quality, judged.fits.expected
     presence = judged.fits.presence()
+    with progress.step("Particles that overlap others", len(state.used)) as done:
+        alone = measure_alone(data, state, references.swapped(), config, done)
+    _tell_of_company(alone[state.used][presence > CONFIDENT], run)
+    state = replace(state, presence=state.presence * alone)
     sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * presence
+    sure = sure * alone[state.used]
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
         # None is above `CONFIDENT` then, and which fits better stays known.
         sure = sure * CONFIDENT
@@ -305,6 +314,15 @@ def _look_for_symmetry(
     if config.symmetry == "auto":
         return find_symmetry(data, state, halves, mates, radius, config.seed)
     return FoundSymmetry(config.symmetry, is_imposed=True)
+
+
+def _tell_of_company(alone: Tensor, run: Run) -> None:
+    together = float((alone <= CONFIDENT).float().mean())
+    if together >= _TOLD_OF:
+        run.warn(
+            f"{100 * together:.0f} % of the particles overlap another one in their image: they are in class 0, and "
+            "their poses are not called confident"
+        )
 
 
 def _no_evidence(shared_shells: float, box_length: float) -> str:

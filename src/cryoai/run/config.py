@@ -20,6 +20,7 @@ from cryoai.training.settings import HybridSettings, TrainingSettings
 
 _FEWEST_SETTLING = 30
 """Ever smaller steps that a short climb ends with."""
+_MOST_CLASSES = 64
 _USUAL_SUPPORT = 0.3
 """Radius of a particle, box lengths, that the bootstrap's radii are meant for."""
 
@@ -165,7 +166,7 @@ class ReconstructConfig(Settings):
     """Mirror the result; the hand cannot be known from the images."""
     no_ctf: bool = False
     """Take the images as not modulated by a CTF."""
-    classes: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = 1
+    classes: int | Literal["auto"] = 1
     """How many different molecules, or states, to look for, or auto; what shows none of them is class 0."""
     symmetry: str = "auto"
     """Point group that every map is given (C1, Cn, Dn, T, O, I, with RELION's axes); auto: none, but it is told
@@ -188,6 +189,17 @@ class ReconstructConfig(Settings):
     """The encoder after a bootstrap."""
     refine: RefineSettings = RefineSettings()
     """The refinement."""
+
+    @field_validator("classes", mode="before")
+    @classmethod
+    def _number_or_auto(cls, value: Any) -> Any:
+        """In words, where the union's own message would name its parts."""
+        word = str(value).strip().lower()
+        if word == "auto":
+            return word
+        if isinstance(value, bool) or not word.isdecimal() or not 1 <= int(word) <= _MOST_CLASSES:
+            raise ValueError(f"give how many classes, 1 to {_MOST_CLASSES}, or auto")
+        return int(word)
 
     @field_validator("symmetry")
     @classmethod
