@@ -181,7 +181,13 @@ def _start_until_some_are_not_needed(
 def _start_with(
     images: BootstrapImages, run: Run, count: int, kept: int | None
 ) -> tuple[Starts, list[BootstrapResult]]:
-    """Starts with so many classes each, of which so many are kept, or as many as are needed."""
+    """Starts with so many classes each, of which so many are kept, or as many as are needed.
+
+    With more classes than molecules images may be sure of maps that are not right yet: such starts use all steps.
+    """
+    if kept is None:
+        starts = _start_until_two_agree(images, run, True, count, kept)
+        return choose_best(starts, images, patient=True, classes=kept), starts
     starts = _start_until_two_agree(images, run, False, count, kept)
     result = choose_best(starts, images, classes=kept)
     if len(starts) > 1 and result.best.ended_early and not result.agree_in_every_shell:
