@@ -18,6 +18,7 @@ from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
 from cryoai.ab_initio.starts import AGREEMENT_THRESHOLD, AbInitioResult
+from cryoai.geometry.point_groups import point_group
 from cryoai.refinement.confidence import CONFIDENT
 from cryoai.report.figures import (
     make_fsc_figure,
@@ -156,7 +157,7 @@ def _particle_section(result: ReconstructionResult) -> dict[str, Any]:
             caption = f"Median {_median(values):.3g} {label}; the highest 1 % are in the last bar."
             histogram = make_histogram(values, f"standard deviation, {label}")
             figures.append((f"{name} precision", caption, _figure(f"{name.lower()}-std", histogram)))
-    directions = make_orientation_figure(state.rotation.cpu().numpy()[used]) if len(used) else None
+    directions = make_orientation_figure(_rotations_to_show(result)) if len(used) else None
     return {
         "known_poses": known,
         "directions": _figure("directions", directions),
@@ -165,6 +166,13 @@ def _particle_section(result: ReconstructionResult) -> dict[str, Any]:
         "expected_cone": f"{result.views.expected_cone_deg:.0f}",
         "particle_figures": figures,
     }
+
+
+def _rotations_to_show(result: ReconstructionResult) -> Float[np.ndarray, "n 3 3"]:
+    """Of the particles that take part; under a symmetry each at any of its mates, which are views as well."""
+    rotation = result.state.rotation.cpu().numpy()[result.state.used]
+    group = point_group(result.config.imposed_symmetry)
+    return group[np.random.default_rng(0).integers(len(group), size=len(rotation))] @ rotation
 
 
 def _history_section(result: ReconstructionResult) -> dict[str, Any]:
