@@ -31,6 +31,9 @@ from cryoai.refinement.mates import apply_mate
 from cryoai.refinement.state import RefinementState
 from cryoai.run.streams import torch_stream
 
+FEWEST_TO_ASK = 40
+"""Fewer particles say nothing of a symmetry."""
+
 # Particles that the map is made from, times mates; those that are asked; steps from one half of the former to the
 # other.
 _MADE_FROM, _ASKED, _STEPS = 8_000, 500, 10

@@ -13,7 +13,7 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
-from cryoai.refinement.break_symmetry import move_to_mates, try_to_break
+from cryoai.refinement.break_symmetry import FEWEST_TO_ASK, move_to_mates, try_to_break
 from cryoai.refinement.confidence import (
     CONFIDENT,
     FitSummary,
@@ -225,7 +225,8 @@ def refinement_round(
             data, result.state, references, chosen, radius, config, progress, mates.rotations
         )
         result = RoundResult(state, replace(result.summary, search=done))
-    if number == _BREAKING_ROUND and config.imposed_symmetry == "C1" and mates.elements:
+    may_be_chance = config.imposed_symmetry == "C1" and mates.elements and len(state.present) >= FEWEST_TO_ASK
+    if number == _BREAKING_ROUND and may_be_chance:
         return _break_symmetry(data, result, halves, mates, config, progress)
     return result
 
