@@ -101,7 +101,7 @@ def test_resume_refuses_other_options(tiny: Path, tmp_path: Path, quick_config: 
 def test_two_starts_that_agree_are_enough(
     tiny: Path, tmp_path: Path, quick_config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("cryoai.ab_initio.starts.AGREEMENT_OF_SHELLS", -0.99)
+    monkeypatch.setattr("cryoai.ab_initio.agreement.AGREEMENT_OF_SHELLS", -0.99)
     result = reconstruct(tiny / "particles.star", tmp_path / "out", quick_config.model_copy(update={"seeds": 5}))
     assert result.ab_initio is not None and len(result.ab_initio.likelihoods) == 2
 
@@ -110,7 +110,7 @@ def test_more_starts_can_be_added_to_a_run(
     tiny: Path, tmp_path: Path, quick_config: ReconstructConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What the program advises where starts disagree, as these are taken to."""
-    monkeypatch.setattr("cryoai.ab_initio.starts.AGREEMENT_OF_SHELLS", 1.5)
+    monkeypatch.setattr("cryoai.ab_initio.agreement.AGREEMENT_OF_SHELLS", 1.5)
     stack = tiny / "particles.star"
     first = reconstruct(stack, tmp_path / "out", quick_config)
     assert first.ab_initio is not None

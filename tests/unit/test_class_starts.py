@@ -5,11 +5,11 @@ import pytest
 import torch
 from three_balls import PIXEL_SIZE, SUPPORT, generator, make_density
 
+from cryoai.ab_initio.agreement import choose_best
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.consensus import choose_classes
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import share_out
-from cryoai.ab_initio.starts import choose_best
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.geometry.rotations import random_rotations
 from cryoai.physics.image_formation import form_images_quickly

@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from cryoai.ab_initio.agreement import AbInitioResult
 from cryoai.ab_initio.bootstrap import BootstrapResult
-from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import crop_or_pad, full_radius, images_to_disk, make_fourier_disk
 from cryoai.geometry.rotations import random_rotations, rotation_from_vector
 from cryoai.geometry.shells import radial_distance

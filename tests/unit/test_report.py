@@ -10,9 +10,9 @@ import torch
 from markupsafe import escape
 from PIL import Image
 
+from cryoai.ab_initio.agreement import AbInitioResult
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.classify import Classification
-from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.geometry.fourier import fft3, ifft3
 from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.io import read_map

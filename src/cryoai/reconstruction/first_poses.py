@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from cryoai.ab_initio.agreement import AbInitioResult, Starts
 from cryoai.ab_initio.classify import Classification, classify
-from cryoai.ab_initio.starts import FEWEST_OF_CLASS, AbInitioResult, Starts, find_starts, tell_of_class
+from cryoai.ab_initio.starts import FEWEST_OF_CLASS, find_starts, tell_of_class
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.amortized.from_scratch import AmortizedResult, train_from_scratch
 from cryoai.amortized.on_a_map import train_on_map, uses_encoder

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
+from cryoai.ab_initio.agreement import AbInitioResult
 from cryoai.ab_initio.classify import Classification
-from cryoai.ab_initio.starts import AbInitioResult
 from cryoai.amortized.encoder_file import TrainedEncoder
 from cryoai.geometry.point_groups import point_group
 from cryoai.metrics.alignment import MIRROR, mirror_volume

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Literal
 
-from cryoai.ab_initio.starts import AGREEMENT_OF_SHELLS
+from cryoai.ab_initio.agreement import AGREEMENT_OF_SHELLS
 from cryoai.reconstruction.evidence import Evidence
 from cryoai.refinement.confidence import CONFIDENT
 from cryoai.refinement.rounds import SHELLS_OF_EVIDENCE

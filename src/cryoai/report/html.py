@@ -17,7 +17,7 @@ from jaxtyping import Float
 from markupsafe import Markup
 from plotly.offline import get_plotlyjs
 
-from cryoai.ab_initio.starts import AGREEMENT_THRESHOLD, AbInitioResult
+from cryoai.ab_initio.agreement import AGREEMENT_THRESHOLD, AbInitioResult
 from cryoai.geometry.point_groups import point_group
 from cryoai.refinement.confidence import CONFIDENT
 from cryoai.report.figures import (
