@@ -12,21 +12,10 @@ from jaxtyping import Float
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from cryoai.ab_initio.alike import AGREEMENT_OF_SHELLS, AGREEMENT_THRESHOLD, compare_volumes
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.consensus import Member, choose_classes, held_out_gains
 from cryoai.ab_initio.images import BootstrapImages
-from cryoai.geometry.fourier import resample
-from cryoai.metrics.alignment import align_maps, apply_alignment
-from cryoai.metrics.fsc import compute_fsc
-from cryoai.physics.slicing import map_from_volume
-
-# Two starts whose maps correlate less than this, averaged over their shells, found different molecules. Starts of
-# runs that end right agreed to 0.98 or better, wrong ones have agreed to 0.71 (docs/benchmarks.md, Noise).
-AGREEMENT_THRESHOLD = 0.8
-
-AGREEMENT_OF_SHELLS = 0.65
-"""Starts that ended early must agree so well in every shell, or they are made again with all their steps. Right
-ones do to 0.73, those of real apoferritin, whose outer shells were not right, to 0.57."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -193,17 +182,12 @@ def _compare_class(
 ) -> AbInitioResult:
     """A class that is kept beside its partners in all starts."""
     radius = int(min(start.radius for start in starts))
-    size = 2 * (radius + 1)
-    reference = resample(map_from_volume(kept.volume), size, 3)
     agreements, lowest = [0.0] * len(starts), -1.0
     for i, (start, partner) in enumerate(zip(starts, partners, strict=True)):
         if i == member.start:
             agreements[i] = 1.0
         elif partner is not None:
-            density = resample(map_from_volume(start.volumes[partner]), size, 3)
-            alignment = align_maps(density, reference)
-            agreements[i] = alignment.correlation
-            shells = compute_fsc(apply_alignment(density, alignment), reference).correlation[:radius]
-            lowest = max(lowest, float(shells.min()))
+            agreements[i], worst = compare_volumes(start.volumes[partner], kept.volume, radius)
+            lowest = max(lowest, worst)
     likelihoods = tuple(start.held_out_likelihood for start in starts)
     return AbInitioResult(kept, member.start + 1, likelihoods, tuple(agreements), lowest, patient)

@@ -2,7 +2,9 @@
 
 The classes of all starts are one pool. The one whose loss costs the held-out images least leaves it, again and
 again: where two hold the same molecule, of one start or of two, the images of either fit the other as well, and
-nothing is lost. What is left are the best maps of molecules that differ, whichever start found them.
+nothing is lost. Where their number is open, one of two whose maps agree goes as well: two noisy maps of a molecule
+explain its images a little better than one. What is left are the best maps of molecules that differ, whichever
+start found them.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.alike import AGREEMENT_OF_SHELLS, AGREEMENT_THRESHOLD, compare_volumes
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import estimate_shares, share_out
@@ -88,7 +91,9 @@ def choose_classes(
             break
         least = min(range(len(kept)), key=lambda index: losses[index].total)
         if count is None and losses[least].is_needed:
-            break
+            least = _find_copy(starts, [members[row] for row in kept], losses)
+            if least is None:
+                break
         del kept[least]
     of_particles = share[1:] / share[1:].sum().clamp(min=1e-12)
     chosen = [
@@ -96,6 +101,19 @@ def choose_classes(
         for row, one, loss in zip(kept, of_particles, losses, strict=True)
     ]
     return tuple(sorted(chosen, key=lambda one: -one.share))
+
+
+def _find_copy(starts: Sequence[BootstrapResult], kept: Sequence[Member], losses: Sequence[_Loss]) -> int | None:
+    """The less needed of two classes whose maps agree as those of two starts do: one molecule, with other noise."""
+    radius = int(min(start.radius for start in starts))
+    volumes = [starts[one.start].volumes[one.index] for one in kept]
+    order = sorted(range(len(kept)), key=lambda index: losses[index].total)
+    for place, index in enumerate(order):
+        for other in order[place + 1 :]:
+            mean, lowest = compare_volumes(volumes[index], volumes[other], radius)
+            if mean >= AGREEMENT_THRESHOLD and lowest >= AGREEMENT_OF_SHELLS:
+                return index
+    return None
 
 
 def _gain_of_junk(gains: Float[Tensor, "n classes"], images: BootstrapImages) -> Float[Tensor, " n"]:

@@ -17,7 +17,7 @@ from cryoai.ab_initio.agreement import (
     step_of_start,
 )
 from cryoai.ab_initio.bootstrap import BootstrapResult, go_on, make_posterior_search, run_bootstrap
-from cryoai.ab_initio.consensus import NEEDED_NATS, held_out_gains
+from cryoai.ab_initio.consensus import NEEDED_NATS, choose_classes, held_out_gains
 from cryoai.ab_initio.images import BootstrapImages, choose_images
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import resample
@@ -31,8 +31,9 @@ from cryoai.run.streams import stream_seed
 FEWEST_OF_CLASS = 100
 """A class of fewer particles is not refined."""
 
-# How many classes are looked for at first, and at last, where their number is not given.
+# How many classes are looked for at first, and at last, where their number is not given; by so many starts.
 _FIRST_GUESS, _LAST_GUESS = 3, 12
+_COUNTED_BY = 2
 _CONSENSUS = "consensus"
 # Translations are tried a little farther than those of most images, box lengths at least.
 _MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
@@ -45,7 +46,8 @@ def find_starts(data: ParticleData, run: Run) -> Starts:
     they not have agreed by then, they were wrong to know them, and are made again with all their steps.
 
     Of several classes those of all starts are taken together (`cryoai.ab_initio.consensus`). Where their number is
-    not given, more are looked for than are there: twice as many, until some turn out not to be needed.
+    not given, it is found first, by starts with more of them than there are: twice as many, until some turn out not
+    to be needed. Those starts use all steps, since images may be sure of surplus maps that are not right yet.
 
     Parameters
     ----------
@@ -61,61 +63,51 @@ def find_starts(data: ParticleData, run: Run) -> Starts:
     """
     config, most = run.config, _most_classes(data)
     images = choose_images(data, config.bootstrap, config.seed, config.particle_diameter, config.imposed_symmetry)
-    if isinstance(config.classes, int):
-        if config.classes > most:
-            raise InputError(
-                f"{config.classes} classes are more than {len(data.usable_rows):,} images can carry, of which each "
-                f"class needs {FEWEST_OF_CLASS}",
-                advice="use one class" if most == 1 else f"use --classes {most} or fewer",
-            )
-        found = _start_with(images, run, config.classes, config.classes)
-    else:
-        found = _start_until_some_are_not_needed(images, run, most)
-    return _go_on_together(*found, run)
+    if isinstance(config.classes, int) and config.classes > most:
+        raise InputError(
+            f"{config.classes} classes are more than {len(data.usable_rows):,} images can carry, of which each "
+            f"class needs {FEWEST_OF_CLASS}",
+            advice="use one class" if most == 1 else f"use --classes {most} or fewer",
+        )
+    count = _count_classes(images, run, most) if config.classes == "auto" else config.classes
+    return _go_on_together(*_start_with(images, run, count), run)
 
 
 def _most_classes(data: ParticleData) -> int:
     return max(1, len(data.usable_rows) // FEWEST_OF_CLASS)
 
 
-def _start_until_some_are_not_needed(
-    images: BootstrapImages, run: Run, most: int
-) -> tuple[Starts, list[BootstrapResult]]:
-    """Starts of more and more classes, at most so many."""
-    count = min(_FIRST_GUESS, most)
-    result, starts = _start_with(images, run, count, None)
-    while len(result.classes) == count < min(_LAST_GUESS, most):
-        count = min(2 * count, _LAST_GUESS, most)
-        run.progress.say(f"All {len(result.classes)} classes differ: looking for {count}")
-        result, starts = _start_with(images, run, count, None)
-    found = len(result.classes)
-    if found == count:
-        run.warn(f"all {count} classes that were looked for differ: there may be more (--classes {2 * count})")
-    else:
-        run.progress.say(
-            f"Of {count} classes that were looked for {found} {'differ' if found > 1 else 'is needed'}"
-        )
-    return result, starts
+def _count_classes(images: BootstrapImages, run: Run, most: int) -> int:
+    """How many classes differ, by two starts with more of them than there are; at most so many."""
+    count, largest = min(_FIRST_GUESS, most), min(_LAST_GUESS, most)
+    while True:
+        starts = _make_starts(images, run, True, count, lambda starts: len(starts) == _COUNTED_BY, is_trial=True)
+        needed = len(choose_classes(starts, images, None))
+        if needed < count or count >= largest:
+            break
+        count = min(2 * count, largest)
+        run.progress.say(f"At least {needed} classes differ: looking for {count}")
+    if needed >= largest:
+        run.warn(f"{largest} classes differ or more, which is as many as were looked for (--classes {2 * largest})")
+        return largest
+    run.progress.say("One class is needed" if needed == 1 else f"{needed} classes are needed")
+    return needed
 
 
-def _start_with(
-    images: BootstrapImages, run: Run, count: int, kept: int | None
-) -> tuple[Starts, list[BootstrapResult]]:
-    """Starts with so many classes each, of which so many are kept, or as many as are needed.
+def _start_with(images: BootstrapImages, run: Run, count: int) -> tuple[Starts, list[BootstrapResult]]:
+    """Starts with so many classes each, of all of which so many are kept."""
 
-    With more classes than molecules images may be sure of maps that are not right yet: such starts use all steps.
-    """
-    if kept is None:
-        starts = _start_until_two_agree(images, run, True, count, kept)
-        return choose_best(starts, images, patient=True, classes=kept), starts
-    starts = _start_until_two_agree(images, run, False, count, kept)
-    result = choose_best(starts, images, classes=kept)
+    def agree(starts: list[BootstrapResult]) -> bool:
+        return len(starts) > 1 and choose_best(starts, images, classes=count).agree_in_every_shell
+
+    starts = _make_starts(images, run, False, count, agree)
+    result = choose_best(starts, images, classes=count)
     if len(starts) > 1 and result.best.ended_early and not result.agree_in_every_shell:
         run.progress.say("The starts differ in some shells: once more, with all their steps")
         # By the first of them, so that more starts do not change those that there are.
         images = _tighten(images, starts[0])
-        starts = _start_until_two_agree(images, run, True, count, kept)
-        result = choose_best(starts, images, patient=True, classes=kept)
+        starts = _make_starts(images, run, True, count, agree)
+        result = choose_best(starts, images, patient=True, classes=count)
     return result, starts
 
 
@@ -132,8 +124,7 @@ def _go_on_together(result: Starts, starts: list[BootstrapResult], run: Run) -> 
             return _judge(go_on(images, result.best, seed, done), images)
 
     inputs = {"count": count, "starts": len(starts), "kept": [list(one.best.shares) for one in result.classes]}
-    of_classes = 1 if isinstance(run.config.classes, int) else count
-    after = step_of_start(len(starts), result.classes[0].patient, of_classes)
+    after = step_of_start(len(starts), result.classes[0].patient)
     best = run.checkpoint.step(name, BootstrapResult, inputs, together, after)
     classes = tuple(replace(one, best=best.of_class(i)) for i, one in enumerate(result.classes))
     return replace(result, best=best, classes=classes, saved_as=name)
@@ -159,29 +150,32 @@ def tell_of_class(result: AbInitioResult, number: int | None, run: Run) -> None:
         )
 
 
-def _start_until_two_agree(
-    images: BootstrapImages, run: Run, patient: bool, count: int, kept: int | None
+def _make_starts(
+    images: BootstrapImages,
+    run: Run,
+    patient: bool,
+    count: int,
+    are_enough: Callable[[list[BootstrapResult]], bool],
+    is_trial: bool = False,
 ) -> list[BootstrapResult]:
-    """At most as many starts as the options ask for, each kept when it is done."""
+    """At most as many starts as the options ask for, each kept when it is done; of a trial under other names."""
     config, steps = run.config, images.settings.steps
     inputs = {
         "bootstrap": images.settings, "diameter": config.particle_diameter, "support": images.support,
         "seed": config.seed, "classes": count, "symmetry": images.symmetry,
     }  # fmt: skip
     starts: list[BootstrapResult] = []
-    of_classes = "" if isinstance(config.classes, int) else f" ({count} classes)"
+    what = f"Trial with {count} classes" if is_trial else "Bootstrap"
     for number in range(1, config.seeds + 1):
 
         def one_start(number: int = number) -> BootstrapResult:
             seed = stream_seed(config.seed, "bootstrap", number)
-            with run.progress.step(
-                f"Bootstrap, start {number} of at most {config.seeds}{of_classes}", steps
-            ) as done:
+            with run.progress.step(f"{what}, start {number} of at most {config.seeds}", steps) as done:
                 return run_start(images, seed, done, patient, count)
 
-        name = step_of_start(number, patient, count if of_classes else 1)
+        name = step_of_start(number, patient, count if is_trial else 1)
         starts.append(run.checkpoint.step(name, BootstrapResult, inputs, one_start))
-        if number > 1 and choose_best(starts, images, classes=kept).agree_in_every_shell:
+        if are_enough(starts):
             break
     return starts
 
