@@ -100,9 +100,11 @@ def test_particles_at_their_mates_are_put_right(nearly_cyclic: Simulated, tmp_pa
     result = reconstruct(tmp_path / "mixed.star", tmp_path / "out", from_poses(3), datadir=nearly_cyclic.folder)
     assert any(one.was_symmetric_by_chance for one in result.rounds)
     assert result.symmetry.name == "C1" and result.symmetry.pseudo == "C3"
+    found = read_particles(tmp_path / "out/particles.star").pose
+    assert found is not None
     errors = evaluate_reconstruction(
         estimated_map=read_map(tmp_path / "out/map.mrc"), true_map=read_map(nearly_cyclic.folder / "true_map.mrc"),
-        estimated_pose=read_particles(tmp_path / "out/particles.star").pose, true_pose=particles.pose,
+        estimated_pose=found, true_pose=particles.pose,
     )  # fmt: skip
     assert errors.poses is not None
     assert np.mean(errors.poses.rotation_error < 0.1) > 0.9

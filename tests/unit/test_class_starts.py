@@ -1,5 +1,7 @@
 """Classes of a bootstrap: shares, and which of two starts belong together."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,13 +12,18 @@ from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.consensus import choose_classes
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import share_out
+from cryoai.ab_initio.starts import find_starts
 from cryoai.geometry.fourier import make_fourier_disk
 from cryoai.geometry.rotations import random_rotations
+from cryoai.particles.dataset import ParticleData
 from cryoai.physics.image_formation import form_images_quickly
 from cryoai.physics.noise import make_shell_noise
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.refinement.state import RefinementState, merge_states
-from cryoai.run.config import BootstrapSettings
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import BootstrapSettings, ReconstructConfig
+from cryoai.run.context import Run
+from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 
 BOX, NOISE = 24, 0.005
@@ -51,9 +58,16 @@ def images_of(volume: FourierVolume, count: int, seed: int) -> ParticleBatch:
     return ParticleBatch(clean + noise, ctf, disk, PIXEL_SIZE)
 
 
-def test_classes_of_two_starts_are_matched_by_their_images() -> None:
+@pytest.fixture(scope="module")
+def volumes() -> list[FourierVolume]:
+    """Two molecules."""
     density = make_density(BOX)
-    volumes = [volume_from_map(one) for one in (density, 4.0 * density.flip(0).roll(3, 2) * density.roll(2, 1))]
+    return [volume_from_map(one) for one in (density, 4.0 * density.flip(0).roll(3, 2) * density.roll(2, 1))]
+
+
+@pytest.fixture(scope="module")
+def images(volumes: list[FourierVolume]) -> BootstrapImages:
+    """As many images of each."""
     parts = [images_of(volume, 40, 5 * number) for number, volume in enumerate(volumes)]
     batch = ParticleBatch(
         torch.cat([part.images for part in parts]),
@@ -62,8 +76,13 @@ def test_classes_of_two_starts_are_matched_by_their_images() -> None:
         PIXEL_SIZE,
     )
     settings = BootstrapSettings(first_radius=5, last_radius=6).in_box(BOX)
-    noise = torch.full((20,), NOISE)
-    images = BootstrapImages(batch, batch, noise, SUPPORT, settings)
+    return BootstrapImages(batch, batch, torch.full((20,), NOISE), SUPPORT, settings)
+
+
+def test_classes_of_two_starts_are_matched_by_their_images(
+    volumes: list[FourierVolume], images: BootstrapImages
+) -> None:
+    noise = images.noise_power
     first = BootstrapResult(tuple(volumes), (0.6, 0.4), noise, 2.0, 0, 6.0)
     swapped = BootstrapResult(tuple(volumes[::-1]), (0.4, 0.6), noise, 1.0, 1, 6.0)
     same_twice = BootstrapResult((volumes[0], volumes[0]), (0.5, 0.5), noise, 0.5, 2, 6.0)
@@ -92,6 +111,35 @@ def test_a_class_that_is_there_twice_is_needed_once() -> None:
     (kept,) = choose_classes([twice, twice], images, None)
     assert kept.share == pytest.approx(1) and kept.loss == np.inf
     assert len(choose_classes([twice], images, 2)) == 2
+
+
+class Usable(ParticleData):
+    """Of which only the number is asked for."""
+
+    usable_rows = np.arange(1000)
+
+    def __init__(self) -> None:
+        pass
+
+
+def test_the_number_of_classes_is_found(
+    volumes: list[FourierVolume], images: BootstrapImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By starts with more of them than there are; then come starts with as many."""
+    asked: list[tuple[int, bool]] = []
+
+    def start(images: BootstrapImages, seed: int, on_step: object, patient: bool, classes: int) -> BootstrapResult:
+        asked.append((classes, patient))
+        held = tuple(volumes[index % 2] for index in range(classes))
+        return BootstrapResult(held, (1 / classes,) * classes, images.noise_power, 1.0, seed, 6.0, not patient)
+
+    monkeypatch.setattr("cryoai.ab_initio.starts.choose_images", lambda *arguments: images)
+    monkeypatch.setattr("cryoai.ab_initio.starts.run_start", start)
+    monkeypatch.setattr("cryoai.ab_initio.starts.go_on", lambda images, maps, seed, on_step: maps)
+    run = Run(ReconstructConfig(classes="auto"), Checkpoint(tmp_path, "set"), Progress())
+    found = find_starts(Usable(), run)
+    assert asked == [(3, True), (3, True), (2, False), (2, False)]
+    assert len(found.classes) == 2 and all(one.agreeing == 2 for one in found.classes)
 
 
 def test_states_are_merged_by_class() -> None:

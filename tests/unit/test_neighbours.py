@@ -30,8 +30,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> np.ndarray:
     others = folder / "others"
     settings = SimulationSettings(COMPANY, snr_db=None, shift_sigma=0.0, seed=5)
     write_simulation(make_phantom(BOX, PIXEL_SIZE), settings, others)
-    with mrcfile.open(others / "particles.mrcs") as stack:
-        second = np.roll(stack.data, DISTANCE, 2)
+    second = np.roll(mrcfile.read(others / "particles.mrcs"), DISTANCE, 2)
     with mrcfile.open(folder / "particles.mrcs", mode="r+") as stack:
         # Half of the variance of an image is its particle's.
         stack.data[:COMPANY] += np.sqrt(0.5) * second / second.std((1, 2), keepdims=True)
