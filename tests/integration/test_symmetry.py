@@ -63,14 +63,12 @@ def nearly_cyclic(tmp_path_factory: pytest.TempPathFactory) -> Simulated:
     return simulate(tmp_path_factory.mktemp("cyclic"), "C3", odd_one_out=0.5)
 
 
-def from_poses(rounds: int) -> ReconstructConfig:
-    refine = RefineSettings(max_rounds=rounds, start_from_input_poses=True, searches=())
-    return ReconstructConfig(device="cpu", refine=refine)
+KNOWN = ReconstructConfig(device="cpu", known_poses=True)
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_symmetry_is_named_and_not_imposed(dihedral: Simulated, tmp_path: Path) -> None:
-    result = reconstruct(dihedral.star, tmp_path / "out", from_poses(1))
+    result = reconstruct(dihedral.star, tmp_path / "out", KNOWN)
     assert result.symmetry.name == "D2" and not result.symmetry.is_imposed
     assert result.halves.accumulators[0].symmetry == "C1"
     (test,) = [one for one in result.symmetry.tests if one.holds]
@@ -82,7 +80,7 @@ def test_a_symmetry_is_named_and_not_imposed(dihedral: Simulated, tmp_path: Path
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_near_symmetry_is_told_from_a_true_one(nearly_cyclic: Simulated, tmp_path: Path) -> None:
-    found = reconstruct(nearly_cyclic.star, tmp_path / "out", from_poses(1)).symmetry
+    found = reconstruct(nearly_cyclic.star, tmp_path / "out", KNOWN).symmetry
     assert found.name == "C1" and found.pseudo == "C3"
     assert found.tests[0].gain < -3 * found.tests[0].gain_error
     assert found.sentence().startswith("C1; pseudo-C3")
@@ -97,7 +95,9 @@ def test_particles_at_their_mates_are_put_right(nearly_cyclic: Simulated, tmp_pa
     mixed = Pose(mate @ particles.pose.rotation, particles.pose.translation)
     half = np.random.default_rng(1).integers(1, 3, size=IMAGES)
     write_particles_star(tmp_path / "mixed.star", particles, mixed, {}, random_subset=half)
-    result = reconstruct(tmp_path / "mixed.star", tmp_path / "out", from_poses(3), datadir=nearly_cyclic.folder)
+    refine = RefineSettings(max_rounds=2, start_from_input_poses=True, searches=())
+    config = ReconstructConfig(device="cpu", refine=refine)
+    result = reconstruct(tmp_path / "mixed.star", tmp_path / "out", config, datadir=nearly_cyclic.folder)
     assert any(one.was_symmetric_by_chance for one in result.rounds)
     assert result.symmetry.name == "C1" and result.symmetry.pseudo == "C3"
     found = read_particles(tmp_path / "out/particles.star").pose
@@ -115,7 +115,7 @@ def test_a_symmetry_that_is_asked_for_is_in_everything(dihedral: Simulated, tmp_
     output, options = tmp_path / "out", tmp_path / "options.yaml"
     bootstrap = BootstrapSettings(steps=60, batch_size=100, first_radius=6, last_radius=8)
     refine = RefineSettings(max_rounds=2, search_radius=6)
-    config = ReconstructConfig(seeds=2, device="cpu", bootstrap=bootstrap, refine=refine)
+    config = ReconstructConfig(seeds=2, device="cpu", seed=2, bootstrap=bootstrap, refine=refine)
     options.write_text(yaml.safe_dump(config.model_dump()))
     words = ["reconstruct", str(dihedral.star), "-o", str(output), "--config", str(options), "--symmetry", "D2"]
     assert main([*words, "--quiet"]) in (0, None)
