@@ -109,7 +109,7 @@ def best_of(starts: list[BootstrapResult]) -> int:
 
 
 def choose_best(
-    starts: list[BootstrapResult], images: BootstrapImages, patient: bool = False, classes: int | None = 1
+    starts: list[BootstrapResult], images: BootstrapImages, patient: bool = False, classes: int = 1
 ) -> Starts:
     """The likeliest start or, of several classes, those of all starts that are kept; how far every start has them.
 
@@ -120,11 +120,11 @@ def choose_best(
     starts
         In their order.
     images
-        Of which the held-out ones tell which classes are needed, and which belong together.
+        Of which the held-out ones tell which classes are kept, and which belong together.
     patient
         Whether they were made with all their steps.
     classes
-        How many are kept; None for as many as are needed.
+        How many are kept.
     """
     best = best_of(starts)
     if len(starts[best].volumes) == 1:

@@ -18,13 +18,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from cryoai.ab_initio.ascent import RATE, MapAscent
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.junk import JunkWatch
 from cryoai.geometry.rotations import random_rotations
-from cryoai.geometry.shells import half_space_radius, mean_per_shell
-from cryoai.geometry.soft_masks import make_soft_sphere
 from cryoai.physics.insertion import Inserter
-from cryoai.physics.slicing import FourierVolume, VolumeAccumulator, map_from_volume, volume_from_map
+from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.featureless import featureless_gain
 from cryoai.poses.posterior import PADDING, PosteriorSearch
@@ -32,10 +31,6 @@ from cryoai.tensors import ParticleBatch
 
 # Images at random poses that make the first map.
 _FIRST_IMAGES = 2000
-# The power a map may have beyond what the data support, as a share of the mean weight per shell.
-_RIDGE = 1e-3
-# Steps are shortened where a frequency has been seen less than this share of its shell's mean.
-_SHORTENED = 0.3
 # An image knows its pose where so few poses hold its posterior. Those that a start learns from do in the end,
 # their own noise being in the map: held-out ones are asked, so many of them, and the median counts.
 _FEW_POSES = 4.0
@@ -46,8 +41,6 @@ _SHELLS_IN_NEED = 3
 _FEWEST_PARTICLES = 0.3
 # Share of what showed no particle that is looked at again.
 _SEEN_AGAIN = 0.1
-# Share of a new mini-batch in the running weights and in the noise spectrum.
-_RATE = 0.2
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
 _LEAST_NOISE = 0.5
 # For so large a share of the climb all classes are given as many images: a map of more images has less noise, fits
@@ -58,8 +51,6 @@ _BALANCED, _BALANCING = 0.75, 0.5
 _LEAST_SHARE, _LEAST_ODDS = 1e-3, 1e-3
 # Classes have parted where so many images are so sure of theirs.
 _SURE_OF_CLASS, _PARTED = 0.9, 0.8
-# Width of the map's soft edge, box lengths; the whole edge lies outside the measured radius.
-_EDGE = 0.1
 
 
 @dataclass(frozen=True, eq=False)
@@ -240,7 +231,7 @@ class _Climb:
 
     def _learn_shares(self, found: Sequence[float]) -> None:
         """Take in which classes a mini-batch shows, and what is to be expected of the next one."""
-        self.shares = [old + _RATE * (new - old) for old, new in zip(self.shares, found, strict=True)]
+        self.shares = [old + RATE * (new - old) for old, new in zip(self.shares, found, strict=True)]
         if not self._is_balanced:
             self._odds = self.shares
             return
@@ -265,7 +256,7 @@ class _Climb:
         outside = self._images.noise_power[1 : len(residual_power)]
         within = slice(1, len(residual_power))
         measured = outside * _smooth(residual_power[within] / outside)
-        self.noise_power[within] += _RATE * (measured - self.noise_power[within])
+        self.noise_power[within] += RATE * (measured - self.noise_power[within])
         self.noise_power = torch.maximum(self.noise_power, self._floor)
 
     def knows_poses(self) -> bool:
@@ -335,74 +326,6 @@ def make_posterior_search(
         train.disk.box_size, train.pixel_size, shells, images.support, settings.max_shift_box_lengths,
         sums_radius, symmetry=images.symmetry,
     )  # fmt: skip
-
-
-class MapAscent:
-    """A map that climbs towards the likelihood's maximum, mini-batch by mini-batch.
-
-    Parameters
-    ----------
-    first
-        Sums of images at random poses.
-    share
-        How many images a mini-batch has for each of theirs.
-    support
-        Radius of the particle, box lengths; nothing is kept outside.
-    shells
-        Radius of the map.
-    """
-
-    def __init__(self, first: VolumeAccumulator, share: float, support: float, shells: int) -> None:
-        self._box_size, self._shells = first.box_size, shells
-        self._radius = half_space_radius(first.weight.shape, PADDING)
-        self._weight = first.weight * share
-        mean = self._mean_weight(first.weight)
-        self._small_box = 2 * (shells + 3)
-        outer = min((support + _EDGE) * self._small_box, self._small_box / 2 - 1)
-        self._mask = make_soft_sphere(self._small_box, outer, _EDGE * self._small_box)
-        self._values = self._masked(first.numerator / (first.weight + _RIDGE * mean + 1e-9)[..., None])
-        self._velocity = torch.zeros_like(self._values)
-
-    def begin_at(self, volume: FourierVolume) -> None:
-        """Take another map, on the same grid, for the first."""
-        self._values = self._masked(volume.values)
-
-    def volume(self, radius: float) -> FourierVolume:
-        """The map inside a radius."""
-        values = self._values.clone()
-        values[self._radius > radius + 1] = 0
-        return FourierVolume(values, self._box_size, PADDING)
-
-    def step(self, new: VolumeAccumulator, size: float, momentum: float) -> None:
-        """Move towards the map that a mini-batch would make.
-
-        Parameters
-        ----------
-        new
-            The mini-batch's sums.
-        size
-            1 would be the whole way, for that mini-batch alone.
-        momentum
-            Share of the last step that is gone on with.
-        """
-        self._weight = self._weight + _RATE * (new.weight - self._weight)
-        mean = self._mean_weight(self._weight)
-        pull = new.numerator - (new.weight + _RIDGE * mean)[..., None] * self._values
-        pull = pull / (self._weight + _SHORTENED * mean + 1e-9)[..., None]
-        self._velocity = momentum * self._velocity + size * pull
-        self._values = self._masked(self._values + self._velocity)
-
-    def _mean_weight(self, weight: Tensor) -> Tensor:
-        """Every frequency's shell mean."""
-        shell = self._radius.round().long()
-        return mean_per_shell(weight.flatten(), shell.flatten())[shell]
-
-    def _masked(self, values: Tensor) -> Tensor:
-        """What is left inside the particle's radius, in real space, and inside the map's, in Fourier space."""
-        values = torch.where((self._radius > self._shells + 0.5)[..., None], 0.0, values)
-        density = map_from_volume(FourierVolume(values, self._small_box, PADDING)) * self._mask
-        values = volume_from_map(density, self._shells + 2, PADDING).values
-        return torch.where((self._radius > self._shells + 1)[..., None], 0.0, values)
 
 
 def _insert_random_poses(

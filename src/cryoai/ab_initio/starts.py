@@ -88,7 +88,8 @@ def _count_classes(images: BootstrapImages, run: Run, most: int) -> int:
         count = min(2 * count, largest)
         run.progress.say(f"At least {needed} classes differ: looking for {count}")
     if needed >= largest:
-        run.warn(f"{largest} classes differ or more, which is as many as were looked for (--classes {2 * largest})")
+        more = f" (--classes {2 * largest})" if 2 * largest <= most else ""
+        run.warn(f"{largest} classes differ or more, which is as many as were looked for{more}")
         return largest
     run.progress.say("One class is needed" if needed == 1 else f"{needed} classes are needed")
     return needed

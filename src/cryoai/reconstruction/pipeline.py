@@ -190,7 +190,7 @@ def _conclude(
         encoder = None if first.encoder is None else fit_to_run(first.encoder, data, state, halves)
     return ReconstructionResult(
         folder=output, config=config, particles=particles, state=state, halves=halves, fits=done.fits,
-        symmetry=done.symmetry,
+        symmetry=done.symmetry, alone=done.alone,
         density=density, voxel_size=data.pixel_size, fsc=fsc, ab_initio=first.ab_initio,
         shared_shells=first.shared_shells, rounds=rounds, warnings=tuple(run.warnings), seconds=dict(run.seconds),
         encoder=encoder, training=first.training,

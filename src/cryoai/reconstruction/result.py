@@ -72,6 +72,8 @@ class ReconstructionResult:
         One record per step of its training.
     symmetry
         The point group that the map was given, or that was found in it.
+    alone
+        Probability that each particle is alone in its image, one entry per row of the input; None: not asked.
     """
 
     folder: Path
@@ -91,6 +93,7 @@ class ReconstructionResult:
     encoder: TrainedEncoder | None = None
     training: tuple[StepRecord, ...] = ()
     symmetry: FoundSymmetry = NO_SYMMETRY
+    alone: Float[torch.Tensor, " n"] | None = None
 
     @property
     def resolution(self) -> float:
@@ -104,9 +107,11 @@ class ReconstructionResult:
 
     @property
     def shows_it(self) -> Bool[np.ndarray, " n"]:
-        """Which images are likely to show this map; with given poses all that take part."""
+        """Which images are likely to show this map, and nothing beside; with given poses all that take part."""
         shown = np.zeros(len(self.particles), bool)
         shown[self.state.used if self.config.known_poses else self.state.present] = True
+        if self.alone is not None and not self.config.known_poses:
+            shown &= (self.alone > CONFIDENT).numpy()
         return shown
 
     @property

@@ -31,9 +31,8 @@ from cryoai.refinement.mates import apply_mate
 from cryoai.refinement.state import RefinementState
 from cryoai.run.streams import torch_stream
 
-FEWEST_TO_ASK = 40
-"""Fewer particles say nothing of a symmetry."""
-
+# Fewer particles of a half say nothing of a symmetry.
+_FEWEST_TO_ASK = 20
 # Particles that the map is made from, times mates; those that are asked; steps from one half of the former to the
 # other.
 _MADE_FROM, _ASKED, _STEPS = 8_000, 500, 10
@@ -61,6 +60,11 @@ class BrokenSymmetry:
     def is_better(self) -> bool:
         """Whether images prefer the map without symmetry."""
         return is_better(self.gain, self.gain_error)
+
+
+def can_ask(state: RefinementState) -> bool:
+    """Whether both half-sets have enough particles to say something of a symmetry."""
+    return all(len(np.intersect1d(state.present, state.rows(half))) >= _FEWEST_TO_ASK for half in (0, 1))
 
 
 def is_better(gain: float, error: float) -> bool:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from cryoai.geometry.fourier import full_radius
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
-from cryoai.refinement.break_symmetry import FEWEST_TO_ASK, move_to_mates, try_to_break
+from cryoai.refinement.break_symmetry import can_ask, move_to_mates, try_to_break
 from cryoai.refinement.confidence import (
     CONFIDENT,
     FitSummary,
@@ -109,12 +110,27 @@ class RoundResult:
 
 @dataclass(frozen=True, eq=False)
 class Finished:
-    """What a refinement ends with: poses, half-maps, how well the particles fit, and the point group."""
+    """What a refinement ends with.
+
+    Attributes
+    ----------
+    state
+        Poses, their confidence and standard deviations.
+    halves
+        The maps that the state makes.
+    fits
+        How well the particles fit them.
+    symmetry
+        The point group.
+    alone
+        (n,) probability that each particle is alone in its image.
+    """
 
     state: RefinementState
     halves: HalfMaps
     fits: FitSummary
     symmetry: FoundSymmetry
+    alone: Float[Tensor, " n"]
 
 
 def assign_all(
@@ -225,7 +241,7 @@ def refinement_round(
             data, result.state, references, chosen, radius, config, progress, mates.rotations
         )
         result = RoundResult(state, replace(result.summary, search=done))
-    may_be_chance = config.imposed_symmetry == "C1" and mates.elements and len(state.present) >= FEWEST_TO_ASK
+    may_be_chance = config.imposed_symmetry == "C1" and mates.elements and can_ask(state)
     if number == _BREAKING_ROUND and may_be_chance:
         return _break_symmetry(data, result, halves, mates, config, progress)
     return result
@@ -288,7 +304,6 @@ def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: 
     with progress.step("Particles that overlap others", len(state.used)) as done:
         alone = measure_alone(data, state, references.swapped(), config, done)
     _tell_of_company(alone[state.used][presence > CONFIDENT], run)
-    state = replace(state, presence=state.presence * alone)
     sure = estimate_confidence(quality, expected) * weight[state.used] * judged.share * presence
     sure = sure * alone[state.used]
     if halves.fsc.crossing(0.143) < shared_shells + SHELLS_OF_EVIDENCE:
@@ -301,7 +316,7 @@ def finish(data: ParticleData, state: RefinementState, run: Run, shared_shells: 
         symmetry = _look_for_symmetry(data, state, halves, mates, radius, config)
         done(1)
     fits = summarise_fits(quality, expected, sure, presence)
-    return Finished(replace(state, confidence=confidence), halves, fits, symmetry)
+    return Finished(replace(state, confidence=confidence), halves, fits, symmetry, alone)
 
 
 def _look_for_symmetry(
@@ -321,8 +336,8 @@ def _tell_of_company(alone: Tensor, run: Run) -> None:
     together = float((alone <= CONFIDENT).float().mean())
     if together >= _TOLD_OF:
         run.warn(
-            f"{100 * together:.0f} % of the particles overlap another one in their image: they are in class 0, and "
-            "their poses are not called confident"
+            f"{100 * together:.0f} % of the particles overlap another one in their image: their poses are not "
+            "called confident"
         )
 
 

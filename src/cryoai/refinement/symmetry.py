@@ -25,7 +25,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.slicing import volume_from_map
 from cryoai.poses.local import refine_poses
-from cryoai.refinement.break_symmetry import FEWEST_TO_ASK, is_better, try_to_break
+from cryoai.refinement.break_symmetry import can_ask, is_better, try_to_break
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
 from cryoai.refinement.mates import (
@@ -171,7 +171,7 @@ def find_symmetry(
     seed
         Of what is drawn.
     """
-    if len(state.present) < FEWEST_TO_ASK:
+    if not can_ask(state):
         return NO_SYMMETRY
     tests: list[SymmetryTest] = []
     maps = _Maps.of(halves)
