@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
-from test_metrics_evaluate_command import write_star
+from posed_star import write_star
 
 from cryoai.cli.evaluate import evaluate
 from cryoai.errors import InputError

@@ -5,39 +5,16 @@ import json
 import numpy as np
 import pytest
 import torch
+from blobs import make_blobs, random_transform
+from posed_star import write_star
 
 from cryoai.cli.evaluate import evaluate
 from cryoai.errors import InputError
 from cryoai.geometry.fourier import resample
 from cryoai.geometry.point_groups import point_group
-from cryoai.geometry.rotations import random_rotations, rotation_to_euler_zyz
+from cryoai.geometry.rotations import random_rotations
 from cryoai.io import write_map
 from cryoai.types import Map
-
-PIXEL = 3.0
-
-
-def write_star(path, rotation, translation, names, junk=None, classes=None):
-    angles = rotation_to_euler_zyz(torch.from_numpy(rotation)).numpy()
-    columns = [
-        "ImageName",
-        "OpticsGroup",
-        "AngleRot",
-        "AngleTilt",
-        "AnglePsi",
-        "OriginXAngst",
-        "OriginYAngst",
-    ]
-    lines = ["data_optics", "", "loop_", "_rlnOpticsGroup #1", "_rlnOpticsGroupName #2"]
-    lines += ["_rlnImagePixelSize #3", "_rlnImageSize #4", f"1 group {PIXEL} 64", "", "data_particles", ""]
-    lines += ["loop_"] + [f"_rln{name} #{i + 1}" for i, name in enumerate(columns)]
-    for name, values in (("_cryoaiJunk", junk), ("_rlnClassNumber", classes)):
-        if values is not None:
-            lines.append(name)
-    for i, (name, angle, t) in enumerate(zip(names, angles, translation, strict=True)):
-        mark = "".join(f" {values[i]}" for values in (junk, classes) if values is not None)
-        lines.append(f"{name} 1 " + " ".join(f"{v:.8f}" for v in (*angle, *-t)) + mark)
-    path.write_text("\n".join(lines) + "\n\n")
 
 
 def test_poses_in_another_order(tmp_path, capsys):
@@ -57,8 +34,6 @@ def test_poses_in_another_order(tmp_path, capsys):
 
 
 def test_maps_of_different_sampling(tmp_path):
-    from test_metrics_alignment import make_blobs, random_transform
-
     rotation, shift = random_transform(seed=1)
     fine = make_blobs(64, rotation, shift)
     true = resample(make_blobs(64), 48, 3)

@@ -2,8 +2,8 @@
 
 import numpy as np
 import pytest
+from cs_files import BLOB, CTF, POSE, make_cs, make_stack
 from star_blocks import read_blocks
-from test_io_cryosparc import BLOB, CTF, POSE, make_cs, make_stack
 
 from cryoai.cli.select import select
 from cryoai.errors import InputError
