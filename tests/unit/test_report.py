@@ -252,7 +252,7 @@ def test_classes_side_by_side_and_those_too_small(tmp_path):
     probability[torch.arange(n), torch.tensor([1, 2, 0, 1, 3]).repeat(n // 5)] = 1
     small = Map(one.density, one.voxel_size)
     both = (one, replace(one, folder=tmp_path / "class2"))
-    result = ClassesResult(tmp_path, both, Classification(probability), (small,))
+    result = ClassesResult(tmp_path, both, Classification.of_probability(probability), (small,))
     write_class_outputs(result)
     write_classes_report(result, tmp_path / "report.html")
     page = (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from cryoai.ab_initio.alike import AGREEMENT_OF_SHELLS, AGREEMENT_THRESHOLD, compare_volumes
 from cryoai.ab_initio.bootstrap import BootstrapResult
-from cryoai.ab_initio.consensus import Member, choose_classes, held_out_gains
+from cryoai.ab_initio.consensus import NEEDED_NATS, Member, choose_classes, held_out_gains
 from cryoai.ab_initio.images import BootstrapImages
 
 
@@ -88,8 +88,9 @@ class Starts:
 
     @property
     def agree_in_every_shell(self) -> bool:
-        """Whether every class was found by another start to its last shell."""
-        return all(one.agrees_in_every_shell for one in self.classes)
+        """Whether every class that is needed was found by another start to its last shell."""
+        needed = [one for one in self.classes if one.loss >= NEEDED_NATS]
+        return all(one.agrees_in_every_shell for one in needed)
 
 
 def step_of_start(number: int, patient: bool, classes: int = 1) -> str:

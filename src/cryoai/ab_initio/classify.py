@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -29,31 +28,34 @@ class Classification:
 
     Attributes
     ----------
-    probability
-        (n, classes + 1); the first column is the sink's. Images that cannot be used are in the sink.
+    label
+        (n,) the likeliest class, from 1; `SINK` for none, and for images that cannot be used.
+    confidence
+        (n,) probability of the label.
+    classes
+        How many there are.
     """
 
-    probability: Float[Tensor, "n classes_and_sink"]
+    label: Int[np.ndarray, " n"]
+    confidence: Float[Tensor, " n"]
+    classes: int
 
-    @property
-    def label(self) -> Int[np.ndarray, " n"]:
-        """The likeliest class, from 1; `SINK` for none."""
-        return self.probability.argmax(1).numpy()
+    @classmethod
+    def of_probability(cls, probability: Float[Tensor, "n classes_and_sink"]) -> Classification:
+        """The likeliest class of each; the first column is the sink's."""
+        return cls(probability.argmax(1).numpy(), probability.amax(1), probability.shape[1] - 1)
 
     @property
     def counts(self) -> Int[np.ndarray, " classes_and_sink"]:
         """How many images are in the sink, and in each class."""
-        return np.bincount(self.label, minlength=self.probability.shape[1])
+        return np.bincount(self.label, minlength=self.classes + 1)
 
-    def reordered(self, order: Sequence[int]) -> Classification:
-        """The same with other numbers: ``order`` has the classes, from 0, that are to be 1, 2 and so on."""
-        columns = [SINK, *(index + 1 for index in order)]
-        return Classification(self.probability[:, columns])
-
-    @property
-    def confidence(self) -> Float[Tensor, " n"]:
-        """Probability of the likeliest class."""
-        return self.probability.amax(1)
+    def largest_first(self) -> tuple[Classification, list[int]]:
+        """The same with classes numbered by their size, and the places, from 0, that they had."""
+        order = np.argsort(-self.counts[1:], kind="stable")
+        number = np.zeros(self.classes + 1, int)
+        number[order + 1] = np.arange(1, self.classes + 1)
+        return replace(self, label=number[self.label]), order.tolist()
 
 
 @torch.no_grad()
@@ -94,4 +96,4 @@ def classify(
     probability = torch.zeros(len(data), gain.shape[1])
     probability[:, SINK] = 1
     probability[rows] = share_out(gain, torch.tensor([1.0, *start.shares], dtype=torch.double)).float()
-    return Classification(probability)
+    return Classification.of_probability(probability)

@@ -31,9 +31,11 @@ from cryoai.run.streams import stream_seed
 FEWEST_OF_CLASS = 100
 """A class of fewer particles is not refined."""
 
-# How many classes are looked for at first, and at last, where their number is not given; by so many starts.
-_FIRST_GUESS, _LAST_GUESS = 3, 12
-_COUNTED_BY = 2
+LARGEST_GUESS = 12
+"""How many classes are looked for at most, where their number is not given."""
+
+# And how many at first, by so many starts.
+_FIRST_GUESS, _COUNTED_BY = 3, 2
 _CONSENSUS = "consensus"
 # Translations are tried a little farther than those of most images, box lengths at least.
 _MOST_SHIFTS, _MARGIN_OF_REACH, _LEAST_REACH = 0.95, 1.3, 0.05
@@ -79,7 +81,7 @@ def _most_classes(data: ParticleData) -> int:
 
 def _count_classes(images: BootstrapImages, run: Run, most: int) -> int:
     """How many classes differ, by two starts with more of them than there are; at most so many."""
-    count, largest = min(_FIRST_GUESS, most), min(_LAST_GUESS, most)
+    count, largest = min(_FIRST_GUESS, most), min(LARGEST_GUESS, most)
     while True:
         starts = _make_starts(images, run, True, count, lambda starts: len(starts) == _COUNTED_BY, is_trial=True)
         needed = len(choose_classes(starts, images, None))

@@ -13,7 +13,7 @@ turns the mirrored volume's ``S R S`` back into ``R``), and their translations b
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -70,6 +70,11 @@ class MapAlignment:
     def matrix(self) -> Float[np.ndarray, "3 3"]:
         """``Q Sᵐ``, from reference coordinates to map coordinates."""
         return self.rotation @ MIRROR if self.mirrored else self.rotation
+
+    def inverse(self) -> MapAlignment:
+        """How the reference lies on the map."""
+        rotation = mirror_rotation(self.rotation.T) if self.mirrored else self.rotation.T
+        return replace(self, rotation=rotation, shift=-np.linalg.inv(self.matrix) @ self.shift)
 
 
 def mirror_volume(volume: Float[Tensor, "box box box"]) -> Float[Tensor, "box box box"]:

@@ -29,7 +29,9 @@ from cryoai.types import ParticleSet
 
 # Images that the first noise spectrum is measured on.
 _FOR_SPECTRUM = 2000
-_ASSIGNED, _CLASSIFIED = "assigned", "classified"
+_ASSIGNED = "assigned"
+CLASSIFIED = "classified"
+"""The step that gives every particle a class."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -192,25 +194,18 @@ def _by_bootstrap(data: ParticleData, run: Run) -> FirstClasses:
         return FirstClasses((_pose_by_bootstrap(data, everything, starts.classes[0], run, starts.saved_as),))
     with run.timed("classification"):
         classification = _classify(data, starts, run)
-    order = np.argsort(-classification.counts[1:], kind="stable").tolist()
-    classification = classification.reordered(order)
+    classification, order = classification.largest_first()
     label, counts = classification.label, classification.counts
-    in_words = ", ".join(f"{count:,} in class {number}" for number, count in enumerate(counts.tolist()[1:], 1))
-    run.progress.say(f"Images: {in_words}, {counts[0]:,} in none")
     everything = start_refinement(data, _first_noise(data), run.config.seed)
     classes, too_small = [], []
     for number, index in enumerate(order, 1):
         ab_initio = starts.classes[index]
-        tell_of_class(ab_initio, number, run)
         if number > 1 and counts[number] < FEWEST_OF_CLASS:
-            run.warn(
-                f"class {number} has {counts[number]} particles, too few to refine it: its map is the bootstrap's"
-            )
             too_small.append(ab_initio.best.volume)
             continue
         # Halves are those of the whole set, so that a particle that changes its class stays in its half.
         state = replace(everything, half=np.where(label == number, everything.half, -1))
-        classes.append(_pose_by_bootstrap(data, state, ab_initio, run.of_class(number, _CLASSIFIED)))
+        classes.append(_pose_by_bootstrap(data, state, ab_initio, run.of_class(number, CLASSIFIED)))
     return FirstClasses(tuple(classes), classification, tuple(too_small))
 
 
@@ -219,7 +214,7 @@ def _classify(data: ParticleData, starts: Starts, run: Run) -> Classification:
         return classify(data, starts.best, starts.images, run.progress)
 
     inputs = {"classes": run.config.classes}
-    return run.checkpoint.step(_CLASSIFIED, Classification, inputs, compute, starts.saved_as)
+    return run.checkpoint.step(CLASSIFIED, Classification, inputs, compute, starts.saved_as)
 
 
 def _pose_by_bootstrap(

@@ -27,6 +27,7 @@ from cryoai.reconstruction.result import (
     negate_result,
 )
 from cryoai.reconstruction.run_folder import prepare_folder
+from cryoai.reconstruction.sort_classes import sort_classes
 from cryoai.refinement.rounds import RoundSummary, finish, refine
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
@@ -111,7 +112,7 @@ def _run(particles: ParticleSet, output: Path, run: Run) -> ClassesResult:
     training, contrast = train_on_subset(particles, output, run)
     data = read_and_judge(particles, output, run, contrast)
     try:
-        first = find_first_poses(data, particles, run, training)
+        first = sort_classes(data, find_first_poses(data, particles, run, training), run)
         classes = []
         for number, one in enumerate(first.classes, 1):
             folder = output if first.classification is None else output / f"class{number}"

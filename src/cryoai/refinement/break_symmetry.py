@@ -16,18 +16,14 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
 from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
-from cryoai.physics.insertion import Inserter
-from cryoai.physics.slicing import FourierVolume, volume_from_map
-from cryoai.poses.local import score_poses
+from cryoai.physics.slicing import FourierVolume
 from cryoai.refinement.halfmaps import HalfMaps
-from cryoai.refinement.map_particles import Portion, References, map_particles
 from cryoai.refinement.mates import apply_mate
+from cryoai.refinement.posed import PosedParticles
 from cryoai.refinement.state import RefinementState
 from cryoai.run.streams import torch_stream
 
@@ -95,7 +91,7 @@ def try_to_break(
     seed
         Of what is drawn.
     """
-    mates = _Mates(data, state, tuple(elements), radius)
+    mates = PosedParticles(data, state, radius, tuple(elements))
     count = min(len(state.rows(0)), _MADE_FROM // (len(elements) + 1))
     rows = sample_rows(np.intersect1d(state.present, state.rows(0)), count)
     parts = (rows[::2], rows[1::2])
@@ -131,7 +127,7 @@ def move_to_mates(
     Which of the equal copies of the map that is was left to chance, and both half-sets must have the same: this
     once one of them sees what the other has made, of which it learns no more than which mate to go to.
     """
-    mates = _Mates(data, state, tuple(elements), radius)
+    mates = PosedParticles(data, state, radius, tuple(elements))
     rotation, translation = state.rotation.clone(), state.translation.clone()
     likelihood = mates.log_likelihoods(state.used, broken.volume)
     best = likelihood.argmax(1)
@@ -139,62 +135,3 @@ def move_to_mates(
         at = state.used[(best == index).numpy()]
         rotation[at], translation[at] = apply_mate(element, rotation[at], translation[at], data.pixel_size)
     return replace(state, rotation=rotation, translation=translation)
-
-
-@dataclass(frozen=True, eq=False)
-class _Mates:
-    """Particles at all of their mates; the pose itself first."""
-
-    data: ParticleData
-    state: RefinementState
-    elements: tuple[MapAlignment, ...]
-    radius: float
-
-    def volume_of(
-        self, rows: Int[np.ndarray, " m"], weight: Float[Tensor, "m mates"], halves: HalfMaps, share: float
-    ) -> FourierVolume:
-        """The map that particles make, each at its mates by their weights; ``share`` of a half-set's signal."""
-        box = self.data.disk.box_size
-        inserter = Inserter(box, self.radius, device=self.data.device)
-        place = np.searchsorted(rows, np.arange(len(self.data)))
-        counts_for = self.state.certainty * self.state.presence
-
-        def insert(portion: Portion) -> None:
-            at = portion.rows
-            rotation, translation = self._poses(at)
-            own = weight[torch.from_numpy(place[at])] * counts_for[at][:, None]
-            image_of = torch.arange(len(at)).repeat(len(self.elements) + 1)
-            inserter.add(
-                portion.own_batch, rotation, translation, self.state.noise_power, image_of, own.T.flatten()
-            )
-
-        map_particles(self.data, self._of(rows), insert, rows, self.radius)
-        total = inserter.result()
-        density = replace(halves, radius=self.radius).filtered_map(total, share)
-        return volume_from_map(density, self.radius).to(self.data.device)
-
-    def log_likelihoods(self, rows: Int[np.ndarray, " m"], volume: FourierVolume) -> Float[Tensor, "m mates"]:
-        """Of each particle at each of its mates, up to a constant of its own."""
-        found = torch.zeros(len(self.data), len(self.elements) + 1, dtype=torch.float64)
-
-        def score(portion: Portion) -> None:
-            at = portion.rows
-            rotation, translation = self._poses(at)
-            image_of = torch.arange(len(at)).repeat(len(self.elements) + 1)
-            cost = score_poses(
-                portion.own_batch, portion.volume, self.state.noise_power, rotation, translation, image_of
-            )
-            found[at] = -cost.view(-1, len(at)).T.double()
-
-        map_particles(self.data, self._of(rows, volume), score, rows, self.radius)
-        return found[rows]
-
-    def _of(self, rows: Int[np.ndarray, " m"], *volumes: FourierVolume) -> References:
-        index = np.full(len(self.data), -1)
-        index[rows] = 0
-        return References(index, volumes)
-
-    def _poses(self, at: Int[np.ndarray, " m"]) -> tuple[Tensor, Tensor]:
-        own = self.state.rotation[at], self.state.translation[at]
-        every = [own, *(apply_mate(element, *own, self.data.pixel_size) for element in self.elements)]
-        return torch.cat([rotation for rotation, _ in every]), torch.cat([shift for _, shift in every])

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from cryoai.geometry.point_groups import point_group
 from cryoai.geometry.rotations import rotation_angle
-from cryoai.metrics.alignment import MapAlignment, apply_alignment
+from cryoai.metrics.alignment import MIRROR, MapAlignment, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.metrics.near_symmetry import find_near_symmetries
 from cryoai.particles.dataset import ParticleData
@@ -176,7 +176,14 @@ def try_mates(
 def apply_mate(
     mate: MapAlignment, rotation: Tensor, translation: Tensor, pixel_size: float
 ) -> tuple[Tensor, Tensor]:
-    """The pose at which the nearly symmetric map looks the same: ``Q R``, and the shift seen in its plane."""
+    """The pose at which the other map, or the nearly symmetric one, looks the same.
+
+    It is ``Q R``, and the shift seen in its plane; with ``S R S`` for R where the other map has the other hand
+    (`cryoai.metrics.alignment`). Shifts of the mate are px, translations Å.
+    """
+    if mate.mirrored:
+        reflect = torch.from_numpy(MIRROR).to(rotation)
+        rotation = reflect @ rotation @ reflect
     turned = torch.from_numpy(mate.rotation).to(rotation) @ rotation
     shift = torch.from_numpy(mate.shift).to(translation) * pixel_size
     return turned, translation - (shift @ turned)[:, :2]

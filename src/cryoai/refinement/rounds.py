@@ -155,7 +155,12 @@ def assign_all(
 
 
 def refine(
-    data: ParticleData, state: RefinementState, run: Run, after: str | None, known_radius: float = 0.0
+    data: ParticleData,
+    state: RefinementState,
+    run: Run,
+    after: str | None,
+    known_radius: float = 0.0,
+    most_rounds: int | None = None,
 ) -> tuple[RefinementState, tuple[RoundSummary, ...]]:
     """Rounds until nothing worth their time changes; each is kept when it is done.
 
@@ -169,6 +174,8 @@ def refine(
         The checkpoint that the first poses are kept in; None where they are the input's.
     known_radius
         Shells that the first poses were found in; 0 if that is not known.
+    most_rounds
+        Stop after so many rounds, to go on later; by default as the options say.
     """
     summaries: list[RoundSummary] = []
     config = run.config
@@ -177,7 +184,8 @@ def refine(
         "particle_diameter": config.particle_diameter, "least_radius": config.bootstrap.last_radius,
         "known_radius": known_radius, "symmetry": config.imposed_symmetry,
     }  # fmt: skip
-    for number in range(1, config.refine.max_rounds + 1):
+    most = config.refine.max_rounds if most_rounds is None else min(most_rounds, config.refine.max_rounds)
+    for number in range(1, most + 1):
         previous = summaries[-1] if summaries else None
         reached = previous.pose_radius if previous else known_radius
 

@@ -15,7 +15,7 @@ from cryoai.errors import InputError
 from cryoai.io.tensor_file import read_tensors, write_tensors
 from cryoai.run.record import from_record, to_record
 
-FORMAT = 6
+FORMAT = 7
 _WHAT, _ADVICE = "the checkpoint", "start again with --overwrite"
 _Result = TypeVar("_Result")
 
