@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,17 +11,21 @@ import torch
 from scipy.spatial.transform import Rotation
 from star_blocks import read_blocks
 
-from cryoai import Map, read_particles
+from cryoai import Map, ReconstructConfig, read_particles
 from cryoai.geometry.rotations import rotation_angle
 from cryoai.metrics.alignment import MIRROR, MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.phantom import make_phantom
 from cryoai.particles.simulate import SimulationSettings, Species
 from cryoai.particles.write_simulation import write_simulation
+from cryoai.reconstruction.sort_classes import tell_of_states
 from cryoai.refinement.exchange import PosedClass, exchange_particles
 from cryoai.refinement.poses import reconstruct_halves
 from cryoai.refinement.state import RefinementState, start_refinement
 from cryoai.refinement.states import TwoStates, find_two_states
+from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.context import Run
+from cryoai.run.progress import Progress
 
 PARTICLES, BOX, PIXEL_SIZE, RADIUS = 1000, 24, 10.0, 10.0
 TURN = Rotation.from_rotvec([0.4, -1.1, 2.0]).as_matrix()
@@ -108,6 +113,20 @@ def test_particles_with_turned_poses_are_no_state(mixed: Mixed) -> None:
     state = replace(state, rotation=torch.where(turned[:, None, None], matrix @ state.rotation, state.rotation))
     found = mixed.states(state)
     assert found.is_turned and not found.differ
+
+
+def test_one_map_of_two_states_is_a_warning(mixed: Mixed, tmp_path: Path) -> None:
+    def warnings(state: RefinementState, **options) -> list[str]:
+        run = Run(ReconstructConfig(**options), Checkpoint(tmp_path, "particles"), Progress())
+        tell_of_states(mixed.data, state, mixed.posed(state).halves, run)
+        return run.warnings
+
+    (said,) = warnings(mixed.state)
+    assert said.startswith("the particles show two states, about ") and "--classes auto" in said
+    rarer = float(said.split("and ")[1].split(" %")[0])
+    assert rarer == pytest.approx(40, abs=5)
+    assert warnings(keep(mixed.state, ~mixed.has_ball)) == []
+    assert warnings(mixed.state, classes=2) == [] == warnings(mixed.state, known_poses=True)
 
 
 def test_few_particles_say_nothing(mixed: Mixed) -> None:

@@ -16,10 +16,14 @@ from cryoai.geometry.fourier import full_radius
 from cryoai.metrics.classes import SINK
 from cryoai.particles.dataset import ParticleData
 from cryoai.poses.featureless import featureless_gain, tells
-from cryoai.poses.posterior import MASK_MARGIN
+from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.run.progress import Progress
+from cryoai.tensors import ParticleBatch
 
 _CHUNK = 500
+# Share of the shells that tell most classes, at a fifth of the cost; a class that they leave so little chance, with
+# a share of so much at least, is not looked at in all shells.
+_INNER, _EXCLUDED, _LEAST_SHARE = 0.67, 1e-4, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +83,7 @@ def classify(
         Of the run.
     """
     rows = data.usable_rows
-    search = make_posterior_search(images, int(start.radius))
+    search, inner = (make_posterior_search(images, int(part * start.radius)) for part in (1, _INNER))
     reach = min(int(start.radius) + MASK_MARGIN, full_radius(data.disk.box_size))
     parts = []
     with progress.step("Classifying every particle", len(rows)) as done:
@@ -87,8 +91,7 @@ def classify(
             featureless = featureless_gain(
                 batch.prefix(search.grid.shells + 0.5), start.noise_power, search.mask_radius
             )
-            gains = [search(batch, volume, start.noise_power).gain for volume in start.volumes]
-            parts.append(torch.stack([featureless, *gains], 1))
+            parts.append(torch.cat((featureless[:, None], _gains(batch, start, search, inner)), 1))
             done(sum(len(one) for one in parts))
     gain = torch.cat(parts).double()
     if not tells((gain[:, 1:].amax(1) - gain[:, 0]).float()):
@@ -97,3 +100,19 @@ def classify(
     probability[:, SINK] = 1
     probability[rows] = share_out(gain, torch.tensor([1.0, *start.shares], dtype=torch.double)).float()
     return Classification.of_probability(probability)
+
+
+def _gains(
+    batch: ParticleBatch, start: BootstrapResult, search: PosteriorSearch, inner: PosteriorSearch
+) -> Float[Tensor, "batch classes"]:
+    """By each class, over all poses; -inf for classes that the inner shells all but exclude."""
+    if len(start.volumes) == 1:
+        return search(batch, start.volume, start.noise_power).gain[:, None]
+    first = torch.stack([inner(batch, volume, start.noise_power).gain for volume in start.volumes], 1)
+    chance = (first + torch.tensor(start.shares).clamp(min=_LEAST_SHARE).log()).softmax(1)
+    gains = torch.full_like(first, -torch.inf)
+    for index, volume in enumerate(start.volumes):
+        still = torch.nonzero(chance[:, index] > _EXCLUDED)[:, 0]
+        if len(still):
+            gains[still, index] = search(batch[still], volume, start.noise_power).gain
+    return gains

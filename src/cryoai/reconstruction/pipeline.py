@@ -27,7 +27,7 @@ from cryoai.reconstruction.result import (
     negate_result,
 )
 from cryoai.reconstruction.run_folder import prepare_folder
-from cryoai.reconstruction.sort_classes import sort_classes
+from cryoai.reconstruction.sort_classes import sort_classes, tell_of_states
 from cryoai.refinement.rounds import RoundSummary, finish, refine
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
@@ -185,6 +185,7 @@ def _conclude(
     with run.timed("final maps"):
         done = finish(data, state, run, first.shared_shells)
         state, halves = done.state, done.halves
+        tell_of_states(data, state, halves, run)
         generator = torch_stream(config.seed, "random phases")
         fsc = phase_randomised_fsc(*halves.unfiltered, halves.mask, generator, voxel_size=data.pixel_size)
         density = halves.wiener_map().cpu().numpy()

@@ -23,6 +23,8 @@ from cryoai.metrics.classes import SINK
 from cryoai.particles.dataset import ParticleData
 from cryoai.reconstruction.first_poses import CLASSIFIED, FirstClasses
 from cryoai.refinement.exchange import PosedClass, exchange_particles
+from cryoai.refinement.halfmaps import HalfMaps
+from cryoai.refinement.misfits import place_misfits
 from cryoai.refinement.poses import reconstruct_halves
 from cryoai.refinement.rounds import diameter_px, refine
 from cryoai.refinement.state import RefinementState
@@ -32,9 +34,12 @@ from cryoai.run.streams import stream_seed
 
 # Rounds that maps are made with first, and shells that are compared at least.
 _ROUNDS, _FEWEST_SHELLS = 2, 12
+# Where one map is made, so many particles of each half-set are asked whether they show two states, in these shells.
+_ASKED, _ASKED_SHELLS = 1_000, 16
 # So few moves are not worth beginning again.
-_FEW_MOVED = 0.002
-_SORTED = "sorted"
+_FEW_MOVED = 0.01
+# Classes are sorted again after each two rounds of refinement, so often at most.
+_PASSES = 3
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +55,7 @@ class Sorted:
     losses
         What the images of each would lose without it, nats; infinite where no other is related.
     certainty
-        (n,) probability of each particle's class among those that are related to it.
+        (n,) probability of each particle's class among those that are related to it; NaN where none is.
     is_changed
         Whether any of them differs from what it was.
     """
@@ -76,6 +81,20 @@ def sort_classes(data: ParticleData, first: FirstClasses, run: Run) -> FirstClas
     """
     if first.classification is None:
         return first
+    after = CLASSIFIED
+    for number in range(1, _PASSES + 1):
+        name = f"sorted_{number}"
+        with run.timed("sorting classes"):
+            found = _sort_once(data, first, run, name, after)
+        if not found.is_changed:
+            break
+        first, after = _begin_again(first, found, run, name), name
+    _tell(first, run)
+    return first
+
+
+def _sort_once(data: ParticleData, first: FirstClasses, run: Run, name: str, after: str) -> Sorted:
+    """One pass, kept when it is done."""
 
     def compute() -> Sorted:
         return _sort(data, first, run)
@@ -86,18 +105,39 @@ def sort_classes(data: ParticleData, first: FirstClasses, run: Run) -> FirstClas
         "particle_diameter": config.particle_diameter, "symmetry": config.imposed_symmetry,
         "first": config.bootstrap, "sorts": config.refine.max_rounds >= _ROUNDS,
     }  # fmt: skip
-    with run.timed("sorting classes"):
-        found = run.checkpoint.step(_SORTED, Sorted, inputs, compute, CLASSIFIED)
-    result = _begin_again(first, found, run) if found.is_changed else first
-    _tell(result, run)
-    return result
+    return run.checkpoint.step(name, Sorted, inputs, compute, after)
+
+
+def tell_of_states(data: ParticleData, state: RefinementState, halves: HalfMaps, run: Run) -> None:
+    """Warn where a single map stands for two states.
+
+    Parameters
+    ----------
+    data, state, halves
+        The particles, their final poses, and the half-maps that these make.
+    run
+        Options and progress.
+    """
+    if run.config.classes != 1 or run.config.known_poses:
+        return
+    radius = float(min(_ASKED_SHELLS, full_radius(data.disk.box_size)))
+    with run.progress.step("Whether the particles show two states", 1) as done:
+        found = find_two_states(data, state, halves, radius, run.config.seed, _ASKED)
+        done(1)
+    if found is not None and found.differ:
+        share = 100 * float(found.probability[state.present, 1].mean())
+        run.warn(
+            f"the particles show two states, about {100 - share:.0f} and {share:.0f} % of them: images of the "
+            f"rarer one lose {found.nats:.0f} nats each in one map of both (--classes auto makes a map of each)"
+        )
 
 
 def _sort(data: ParticleData, first: FirstClasses, run: Run) -> Sorted:
     count = len(first.classes)
     unchanged = Sorted(
         tuple(one.state for one in first.classes), tuple(range(count)),
-        tuple(one.ab_initio.loss for one in first.classes if one.ab_initio), torch.ones(len(data)), False,
+        tuple(one.ab_initio.loss for one in first.classes if one.ab_initio),
+        torch.full((len(data),), torch.nan), is_changed=False,
     )  # fmt: skip
     if run.config.refine.max_rounds < _ROUNDS:
         return unchanged
@@ -111,6 +151,7 @@ def _sort(data: ParticleData, first: FirstClasses, run: Run) -> Sorted:
     most = LARGEST_GUESS if run.config.classes == "auto" else run.config.classes
     if sorting.divide(most):
         sorting.exchange()
+    sorting.place_misfits()
     if not sorting.is_changed:
         return unchanged
     return Sorted(
@@ -126,7 +167,7 @@ class _Sorting:
         self.states = list(states)
         self._classes = [self._posed(state) for state in states]
         self.parent, self.losses = list(range(len(states))), [float("inf")] * len(states)
-        self.certainty = torch.ones(len(data))
+        self.certainty = torch.full((len(data),), torch.nan)
         self.is_changed = False
 
     def _posed(self, state: RefinementState) -> PosedClass:
@@ -140,12 +181,12 @@ class _Sorting:
         with self._run.progress.step("Particles that fit another class better", 1) as done:
             found = exchange_particles(self._data, self._classes, self._radius)
             done(1)
-        used = sum(len(state.used) for state in self.states)
         if copies := len(self.states) - len(found.kept):
             self._run.progress.say(f"{copies} of {len(self.states)} classes show what another one shows")
         if found.moved:
             self._run.progress.say(f"{found.moved:,} particles fit another class better")
-        self.is_changed |= copies > 0 or found.moved > _FEW_MOVED * used
+        self.is_changed |= copies > 0
+        self._note_moves(found.moved)
         before = [self.states[index] for index in found.kept]
         self.parent = [self.parent[index] for index in found.kept]
         self._classes = [
@@ -153,6 +194,21 @@ class _Sorting:
             for index, old, new in zip(found.kept, before, found.states, strict=True)
         ]
         self.states, self.losses, self.certainty = list(found.states), list(found.losses), found.certainty
+
+    def place_misfits(self) -> None:
+        """What fits badly where it is to where a search finds that it fits."""
+        if len(self._classes) == 1:
+            return
+        name = "Particles that fit badly, in the other classes"
+        with self._run.progress.step(name, len(self._classes)) as done:
+            states, moved = place_misfits(self._data, self._classes, self._radius, self._run.config, done)
+        if moved:
+            self._run.progress.say(f"{moved:,} particles that fitted badly fit another class")
+            self._note_moves(moved)
+            self.states, self._classes = list(states), [self._posed(state) for state in states]
+
+    def _note_moves(self, count: int) -> None:
+        self.is_changed |= count > _FEW_MOVED * sum(len(state.used) for state in self.states)
 
     def divide(self, most: int) -> bool:
         """Divide classes that hold two states, the clearest first, until there are so many; whether any was."""
@@ -192,7 +248,7 @@ class _Sorting:
         return found.nats, both[0], both[1]
 
 
-def _begin_again(first: FirstClasses, found: Sorted, run: Run) -> FirstClasses:
+def _begin_again(first: FirstClasses, found: Sorted, run: Run, name: str) -> FirstClasses:
     """The sorted classes, the largest first, with steps of their own."""
     old = first.classification
     assert old is not None
@@ -208,12 +264,12 @@ def _begin_again(first: FirstClasses, found: Sorted, run: Run) -> FirstClasses:
     for number, index in enumerate(order, 1):
         state, parent = found.states[index], first.classes[found.parent[index]]
         label[state.used] = number
-        own = run.of_class(number, _SORTED)
+        own = run.of_class(number, name)
         ab_initio = parent.ab_initio
         if ab_initio is not None:
-            ab_initio = replace(ab_initio, loss=min(ab_initio.loss, found.losses[index]))
+            ab_initio = replace(ab_initio, loss=found.losses[index])
         classes.append(replace(parent, state=state, saved_as=None, run=own, ab_initio=ab_initio))
-    confidence = old.confidence * found.certainty
+    confidence = torch.where(found.certainty.isnan(), old.confidence, found.certainty)
     classification = Classification(label, confidence, len(classes) + len(too_small))
     return FirstClasses(tuple(classes), classification, too_small)
 

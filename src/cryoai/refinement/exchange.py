@@ -60,7 +60,7 @@ class Exchanged:
     kept
         Which ones these are.
     certainty
-        (n,) probability of the class that each particle is in now; 1 where no other is related.
+        (n,) probability of the class that each particle is in now; NaN where no other is related.
     losses
         Of each class that is left: what its images would lose without it, nats each; infinite where no other is
         related.
@@ -95,19 +95,20 @@ def exchange_particles(data: ParticleData, classes: Sequence[PosedClass], radius
     kept = tuple(index for index in range(len(classes)) if index not in copies)
     shares = torch.tensor([max(1, len(one.state.used)) for one in classes]).double().log()
     states = [classes[index].state for index in kept]
-    certainty, moved = torch.ones(len(data)), 0
+    certainty, moved = torch.full((len(data),), torch.nan), 0
     for index, one in enumerate(classes):
         rows = one.state.used
         odds = gains[index] + shares
         odds[:, [other for other in range(len(classes)) if other not in kept]] = -torch.inf
         best = odds.argmax(1).numpy()
-        certainty[rows] = odds.softmax(1).amax(1).float()
+        if len(rows) and int(odds.isfinite().sum(1).max()) > 1:
+            certainty[rows] = odds.softmax(1).amax(1).float()
         for target in np.unique(best[best != index]):
             at = rows[best == target]
             moved += len(at)
             there = _transfer(data, one.state, links[index, int(target)], at)
             if index in kept:
-                states[kept.index(index)] = _without(states[kept.index(index)], at)
+                states[kept.index(index)] = leave_out(states[kept.index(index)], at)
             place, chosen = kept.index(int(target)), np.zeros(len(data), bool)
             chosen[at] = True
             states[place] = merge_states(states[place], there, chosen)
@@ -187,7 +188,8 @@ def _transfer(
     return replace(state, rotation=rotation, translation=translation)
 
 
-def _without(state: RefinementState, rows: Int[np.ndarray, " m"]) -> RefinementState:
+def leave_out(state: RefinementState, rows: Int[np.ndarray, " m"]) -> RefinementState:
+    """The state of a class without some of its particles."""
     half = state.half.copy()
     half[rows] = -1
     return replace(state, half=half)

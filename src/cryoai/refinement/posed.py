@@ -13,6 +13,7 @@ from cryoai.metrics.alignment import MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, volume_from_map
+from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.local import score_poses
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
@@ -52,7 +53,7 @@ class PosedParticles:
         weight
             Of each at each mate; its certainty and presence are taken into account besides.
         halves
-            Whose mask, and whose signal to noise, the map is filtered with.
+            Whose mask, signal to noise and symmetry the map has.
         share
             Of one half-map's signal to noise.
         """
@@ -70,7 +71,8 @@ class PosedParticles:
             )
 
         map_particles(self.data, self._of(rows), insert, rows, self.radius)
-        density = replace(halves, radius=self.radius).filtered_map(inserter.result(), share)
+        total = symmetrize(inserter.result(), halves.accumulators[0].symmetry)
+        density = replace(halves, radius=self.radius).filtered_map(total, share)
         return volume_from_map(density, self.radius).to(self.data.device)
 
     def log_likelihoods(self, rows: Int[np.ndarray, " m"], volume: FourierVolume) -> Float[Tensor, "m mates"]:

@@ -142,16 +142,21 @@ def assign_all(
     progress: Progress,
 ) -> RefinementState:
     """Find every particle's pose against the bootstrap's map inside a radius; the only thing both halves see."""
-    bootstrap, refine = config.bootstrap, config.refine
-    reach = min(refine.first_search_reach * bootstrap.max_shift_box_lengths, _FARTHEST)
-    support = data.support(config.particle_diameter)
-    search = GlobalSearch(
-        int(radius), reach, support, refine.first_search_keep, ((radius, 1),), symmetry=config.imposed_symmetry
-    )
+    search = first_search(data, radius, config)
     with progress.step("Posing every particle", len(state.used)) as done:
         references = one_reference(data, volume)
         state, _ = search_globally(data, state, references, state.used, search, keep_current=False, on_chunk=done)
     return state
+
+
+def first_search(data: ParticleData, radius: float, config: ReconstructConfig) -> GlobalSearch:
+    """Over all poses, where nothing is known of them, within some shells."""
+    bootstrap, refine = config.bootstrap, config.refine
+    reach = min(refine.first_search_reach * bootstrap.max_shift_box_lengths, _FARTHEST)
+    return GlobalSearch(
+        int(radius), reach, data.support(config.particle_diameter), refine.first_search_keep, ((radius, 1),),
+        symmetry=config.imposed_symmetry,
+    )  # fmt: skip
 
 
 def refine(

@@ -1,12 +1,13 @@
 """Whether the particles of a class show two states of it: classification at poses that are known, in all shells.
 
 States that differ by little look alike in the few shells of a bootstrap, and one map takes the images of all. Once
-particles have poses, every shell tells, and no pose need be searched: half of some particles is given to two maps
-at random, the others are weighed by these, make the next two, which weigh the first ones, and so on, so that none
-is compared with a map that it is in. Where there are two states, what the first two maps differed in by chance
-grows within a few steps. Both half-sets do this without each other. Images of the other half then tell whether two
-maps are better than one made of the same particles; and particles that are merely posed wrongly are told by their
-map being the other one, turned.
+particles have poses, every shell tells, and no pose need be searched: half of some particles of one half-set is
+given to two maps at random, the others are weighed by these, make the next two, which weigh the first ones, and so
+on, so that none is compared with a map that it is in. Where there are two states, what the first two maps differed
+in by chance grows within a few steps. The other half-set begins with what these maps say of its particles, and goes
+on by itself: of three states both should find the same two. Its images, which the first half's maps have not seen,
+tell whether two maps are better than one of as many particles; and particles that are merely posed wrongly are told
+by their map being the other one, turned.
 """
 
 from __future__ import annotations
@@ -99,20 +100,14 @@ def find_two_states(
     if any(len(np.intersect1d(state.present, state.rows(half))) < _FEWEST for half in (0, 1)):
         return None
     particles = PosedParticles(data, state, radius)
-    both = [_Half.search(particles, halves, half, torch_stream(seed, "states", half), made_from) for half in (0, 1)]
-    asked = [
-        sample_rows(np.intersect1d(state.present, state.rows(half)), min(_ASKED, len(state.rows(half))))
-        for half in (0, 1)
-    ]
-    # Of each half's images: by the maps of its own half, and by those of the other.
-    own = [both[half].difference(asked[half]) for half in (0, 1)]
-    other = [both[1 - half].difference(asked[half]) for half in (0, 1)]
-    same_order = sum(float(torch.corrcoef(torch.stack((own[h], other[h])))[0, 1]) for h in (0, 1)) >= 0
-    if not same_order:
-        both[1] = both[1].swapped()
-        own[1], other[0] = -own[1], -other[0]
-    agree = torch.cat([((own[h] > 0) == (other[h] > 0)).double() for h in (0, 1)])
-    lost = torch.cat([both[1 - half].lost_by_one_map(asked[half]) for half in (0, 1)])
+    generator = torch_stream(seed, "states")
+    first = _Half.search(particles, halves, 0, generator, made_from)
+    second = _Half.search(particles, halves, 1, generator, made_from, first)
+    both = (first, second)
+    present = np.intersect1d(state.present, state.rows(1))
+    asked = sample_rows(present, min(_ASKED, len(present)))
+    agree = ((first.difference(asked) > 0) == (second.difference(asked) > 0)).double()
+    lost = first.lost_by_one_map(asked)
     probability = torch.full((len(data), 2), 0.5)
     for half in (0, 1):
         probability[state.rows(half)] = both[half].probability(state.rows(half)).float()
@@ -120,13 +115,13 @@ def find_two_states(
     rarer = max(_LEAST_SHARE, float(share.min()))
     if share[1] > share[0]:
         probability = probability.flip(1)
-    return TwoStates(
+    found = TwoStates(
         probability,
         float(lost.mean()) / rarer,
         float(lost.std()) / math.sqrt(len(lost)) / rarer,
         float(agree.mean()),
-        any(_is_turned(one.volumes[0], radius) for one in both),
     )
+    return replace(found, is_turned=_is_turned(both[0].volumes[0], radius)) if found.differ else found
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,7 +137,7 @@ class _Half:
     volumes
         Two maps of each part.
     common
-        One map of both parts together.
+        One map of the first part.
     share
         Of the particles, those of each state.
     """
@@ -155,9 +150,15 @@ class _Half:
 
     @classmethod
     def search(
-        cls, particles: PosedParticles, halves: HalfMaps, half: int, generator: torch.Generator, made_from: int
+        cls,
+        particles: PosedParticles,
+        halves: HalfMaps,
+        half: int,
+        generator: torch.Generator,
+        made_from: int,
+        other: _Half | None = None,
     ) -> _Half:
-        """Two maps of each part of the half's particles, by turns."""
+        """Two maps of each part of the half's particles, by turns; to begin with by the other half's, if given."""
         state = particles.state
         present = np.intersect1d(state.present, state.rows(half))
         rows = sample_rows(present, min(len(present), made_from))
@@ -165,26 +166,23 @@ class _Half:
         parts = (np.sort(rows[order[::2]]), np.sort(rows[order[1::2]]))
         inner = replace(particles, radius=_COARSE * particles.radius)
         drawn = torch.randint(2, (len(parts[0]),), generator=generator)
-        weights = [torch.nn.functional.one_hot(drawn, 2).double(), torch.empty(0)]
-        share = torch.full((2,), 0.5, dtype=torch.double)
+        chance = torch.nn.functional.one_hot(drawn, 2).double()
+        weights = [chance if other is None else other.probability(parts[0]), torch.empty(0)]
+        share = torch.full((2,), 0.5, dtype=torch.double) if other is None else other.share
         for step in range(_COARSE_STEPS + _FINE_STEPS):
             made_from, weighed = step % 2, 1 - step % 2
             within = inner if step < _COARSE_STEPS else particles
             volumes = _two_maps(within, parts[made_from], weights[made_from], halves, len(present))
             gains = torch.stack([within.gains(parts[weighed], one) for one in volumes], 1)
             weights[weighed] = (gains + share.log()).softmax(1)
-            if step + 1 >= _EVEN_STEPS:
+            if other is not None or step + 1 >= _EVEN_STEPS:
                 share = weights[weighed].mean(0).clamp(min=_LEAST_SHARE)
                 share = share / share.sum()
         made = [_two_maps(particles, parts[i], weights[i], halves, len(present)) for i in (0, 1)]
-        ones = torch.ones(len(rows), 1)
-        common = particles.volume_of(rows, ones, halves, len(rows) / len(present))
+        # Of as many particles as each pair of maps, so that it is no better for having less noise.
+        ones = torch.ones(len(parts[0]), 1)
+        common = particles.volume_of(parts[0], ones, halves, len(parts[0]) / len(present))
         return cls(particles, parts, (made[0], made[1]), common, share)
-
-    def swapped(self) -> _Half:
-        """With the other state first."""
-        (a, b), (c, d) = self.volumes
-        return replace(self, volumes=((b, a), (d, c)), share=self.share.flip(0))
 
     def gains(self, rows: Int[np.ndarray, " m"]) -> Float[Tensor, "m states"]:
         """Of any particles by the two maps, neither of which they are in."""
@@ -206,7 +204,7 @@ class _Half:
         return gains[:, 0] - gains[:, 1]
 
     def lost_by_one_map(self, rows: Int[np.ndarray, " m"]) -> Float[Tensor, " m"]:
-        """What particles that the maps are not made from lose if one map stands for both states, nats."""
+        """What particles of the other half-set lose if one map stands for both states, nats."""
         return self.gains(rows).logsumexp(1) - self.particles.gains(rows, self.common)
 
 

@@ -1,0 +1,134 @@
+"""Particles that fit their class badly, searched against the maps of the other classes.
+
+A molecule that was put into the class of another one by a bootstrap's few shells has no right pose there, so that
+none can be carried over to where it belongs: it must be looked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from cryoai.particles.dataset import ParticleData
+from cryoai.refinement.confidence import measure_fit_scale
+from cryoai.refinement.exchange import PosedClass, leave_out
+from cryoai.refinement.fits import measure_fits
+from cryoai.refinement.global_search import GlobalSearch, search_globally
+from cryoai.refinement.map_particles import OnChunk, References
+from cryoai.refinement.posed import PosedParticles
+from cryoai.refinement.rounds import first_search, own_references
+from cryoai.refinement.state import RefinementState, merge_states
+from cryoai.run.config import ReconstructConfig
+
+# Standard deviations below a good fit from which a particle is looked for in other classes: a molecule fits the map
+# of another one of its size half as well as its own.
+_DOUBT = 1.0
+# A pose found in some shells is compared in so many times as many.
+_SHELLS_BEYOND = 2.0
+# Nats by which another class must be better: the best of several searches is better by chance.
+_BETTER = 3.0
+
+
+def place_misfits(
+    data: ParticleData,
+    classes: Sequence[PosedClass],
+    radius: float,
+    config: ReconstructConfig,
+    on_chunk: OnChunk = lambda done: None,
+) -> tuple[tuple[RefinementState, ...], int]:
+    """Move particles that fit their class badly to the class in which a search finds a better pose, if any does.
+
+    Parameters
+    ----------
+    data
+        The particles.
+    classes
+        All of them.
+    radius
+        Shells that may be compared.
+    config
+        How far translations and the particles reach.
+    on_chunk
+        Called with the number of classes done so far.
+
+    Returns
+    -------
+    tuple
+        The classes' new states, and how many particles have moved.
+    """
+    search = first_search(data, config.bootstrap.last_radius, config)
+    inner = min(radius, _SHELLS_BEYOND * search.radius)
+    search = replace(search, stages=((float(search.radius), 2), (inner, 1)))
+    states, moved = [one.state for one in classes], 0
+    for index, one in enumerate(classes):
+        rows = _misfits(data, one, radius, config)
+        best, target = _own_gains(data, one, rows, inner) + _BETTER, np.full(len(rows), index)
+        found = {}
+        for other, there in enumerate(classes):
+            if other == index or not len(rows):
+                continue
+            found[other], gains = _look(data, one.state, there, rows, search, inner)
+            better = (gains > best).numpy()
+            best, target[better] = torch.maximum(best, gains), other
+        for other, posed in found.items():
+            at = rows[target == other]
+            chosen = np.zeros(len(data), bool)
+            chosen[at] = True
+            states[index] = leave_out(states[index], at)
+            states[other] = merge_states(states[other], posed, chosen)
+            moved += len(at)
+        on_chunk(index + 1)
+    return tuple(states), moved
+
+
+def _misfits(
+    data: ParticleData, one: PosedClass, radius: float, config: ReconstructConfig
+) -> Int[np.ndarray, " m"]:
+    """What fits its class badly, or shows nothing of it."""
+    state = one.state
+    fits = measure_fits(data, state, own_references(data, state, one.halves).swapped(), radius, config)
+    scale = measure_fit_scale(fits.quality, fits.expected)
+    doubtful = state.used[(fits.quality < scale.centre - _DOUBT * scale.spread).numpy()]
+    return np.union1d(doubtful, np.setdiff1d(state.used, state.present))
+
+
+def _own_gains(
+    data: ParticleData, one: PosedClass, rows: Int[np.ndarray, " m"], radius: float
+) -> Float[Tensor, " m"]:
+    """By the map of the half-set that a particle is not in."""
+    return _gains(data, one.state, own_references(data, one.state, one.halves).swapped(), rows, radius)
+
+
+def _look(
+    data: ParticleData,
+    state: RefinementState,
+    there: PosedClass,
+    rows: Int[np.ndarray, " m"],
+    search: GlobalSearch,
+    radius: float,
+) -> tuple[RefinementState, Float[Tensor, " m"]]:
+    """The poses that particles of one class have in another, and what they gain there; no half-map holds them."""
+    references = own_references(data, state, there.halves)
+    found, _ = search_globally(data, state, references, rows, search, keep_current=False)
+    found = replace(found, certainty=torch.ones_like(found.certainty), presence=torch.ones_like(found.presence))
+    return found, _gains(data, found, references, rows, radius)
+
+
+def _gains(
+    data: ParticleData,
+    state: RefinementState,
+    references: References,
+    rows: Int[np.ndarray, " m"],
+    radius: float,
+) -> Float[Tensor, " m"]:
+    particles, gains = PosedParticles(data, state, radius), torch.zeros(len(rows), dtype=torch.double)
+    for index, volume in enumerate(references.volumes):
+        mine = np.flatnonzero(references.index[rows] == index)
+        if len(mine):
+            gains[torch.from_numpy(mine)] = particles.gains(rows[mine], volume)
+    return gains
