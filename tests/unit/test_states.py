@@ -12,7 +12,7 @@ from scipy.spatial.transform import Rotation
 from star_blocks import read_blocks
 
 from cryoai import Map, ReconstructConfig, read_particles
-from cryoai.geometry.rotations import rotation_angle
+from cryoai.geometry.rotations import random_rotations, rotation_angle
 from cryoai.metrics.alignment import MIRROR, MapAlignment
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.phantom import make_phantom
@@ -20,10 +20,12 @@ from cryoai.particles.simulate import SimulationSettings, Species
 from cryoai.particles.write_simulation import write_simulation
 from cryoai.reconstruction.sort_classes import tell_of_states
 from cryoai.refinement.exchange import PosedClass, exchange_particles
+from cryoai.refinement.misfits import place_misfits
 from cryoai.refinement.poses import reconstruct_halves
 from cryoai.refinement.state import RefinementState, start_refinement
 from cryoai.refinement.states import TwoStates, find_two_states
 from cryoai.run.checkpoint import Checkpoint
+from cryoai.run.config import BootstrapSettings
 from cryoai.run.context import Run
 from cryoai.run.progress import Progress
 
@@ -169,6 +171,24 @@ def test_copies_of_a_class_become_one(mixed: Mixed) -> None:
     assert len(together.used) == np.sum(~mixed.has_ball)
     error = torch.rad2deg(rotation_angle(together.rotation, mixed.state.rotation)[together.used])
     assert float(error.median()) < 3
+
+
+def test_particles_without_a_right_pose_are_looked_for_in_the_other_class(mixed: Mixed) -> None:
+    strays = mixed.has_ball & (np.random.default_rng(3).random(PARTICLES) < 0.2)
+    wrong = random_rotations(PARTICLES, torch.Generator().manual_seed(4))
+    first = keep(mixed.state, ~mixed.has_ball | strays)
+    is_stray = torch.from_numpy(strays)[:, None, None]
+    first = replace(first, rotation=torch.where(is_stray, wrong, first.rotation))
+    second = keep(mixed.state, mixed.has_ball & ~strays)
+    config = ReconstructConfig(bootstrap=BootstrapSettings(first_radius=6, last_radius=8))
+    states, moved = place_misfits(mixed.data, [mixed.posed(first), mixed.posed(second)], RADIUS, config)
+    found = np.intersect1d(states[1].used, np.flatnonzero(strays))
+    assert len(found) > 0.8 * strays.sum()
+    assert moved < 1.5 * strays.sum()
+    assert not np.intersect1d(states[0].used, states[1].used).size
+    np.testing.assert_array_equal(states[1].half[found], mixed.state.half[found])
+    error = torch.rad2deg(rotation_angle(states[1].rotation[found], mixed.state.rotation[found]))
+    assert float(error.median()) < 5
 
 
 @pytest.mark.parametrize("mirrored", [False, True])

@@ -3,7 +3,9 @@
 A bootstrap tells classes apart in a few shells. After two rounds of refinement maps have many more, and poses need
 not be searched: particles go to the class that they fit best (`cryoai.refinement.exchange`), and a class is divided
 where its particles show two states of it (`cryoai.refinement.states`), as long as there are fewer classes than were
-asked for. A class of the bootstrap that died, or was a copy of another, has its place taken that way.
+asked for. A class of the bootstrap that died, or was a copy of another, has its place taken that way. What fits its
+class badly is searched against the others (`cryoai.refinement.misfits`). Cleaner classes make better maps, by which
+more is told: all of it is done up to three times.
 """
 
 from __future__ import annotations

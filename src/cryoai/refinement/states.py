@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.geometry.fourier import resample
 from cryoai.metrics.alignment import align_maps, apply_alignment
 from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
@@ -42,7 +43,7 @@ _LEAST_SHARE = 0.01
 # share of the images is given the same state by either half's maps.
 _NEEDED_NATS, _SURE, _LEAST_AGREEMENT = 2.0, 4.0, 0.75
 # Two maps are one molecule, turned, if turning leaves less than this share of their difference.
-_LEFT_BY_TURNING = 0.5
+_LEFT_BY_TURNING = 0.75
 
 
 @dataclass(frozen=True, eq=False)
@@ -224,7 +225,9 @@ def _two_maps(
 
 def _is_turned(volumes: tuple[FourierVolume, FourierVolume], radius: float) -> bool:
     """Whether one map is rather the other, turned, than another state of it."""
-    density, reference = (map_from_volume(one).cpu() for one in volumes)
+    # In a box of these shells alone: what lies beyond them is empty, and would be compared as well.
+    box = min(volumes[0].box_size, 2 * (int(radius) + 1))
+    density, reference = (resample(map_from_volume(one).cpu(), box, 3) for one in volumes)
     shells = max(4, int(_COARSE * radius))
     as_it_is = float(compute_fsc(density, reference).correlation[:shells].mean())
     alignment = align_maps(density, reference, try_mirror=False)
