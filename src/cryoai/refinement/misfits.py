@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.ab_initio.starts import FEWEST_OF_CLASS
 from cryoai.particles.dataset import ParticleData
 from cryoai.refinement.confidence import measure_fit_scale
 from cryoai.refinement.exchange import PosedClass, leave_out
@@ -42,6 +43,8 @@ def place_misfits(
     on_chunk: OnChunk = lambda done: None,
 ) -> tuple[tuple[RefinementState, ...], int]:
     """Move particles that fit their class badly to the class in which a search finds a better pose, if any does.
+
+    A class that would be left with too few particles to be one keeps them.
 
     Parameters
     ----------
@@ -75,6 +78,10 @@ def place_misfits(
             found[other], gains = _look(data, one.state, there, rows, search, inner)
             better = (gains > best).numpy()
             best, target[better] = torch.maximum(best, gains), other
+        if len(one.state.used) - np.sum(target != index) < FEWEST_OF_CLASS:
+            # Nothing would be left to make a map of.
+            on_chunk(index + 1)
+            continue
         for other, posed in found.items():
             at = rows[target == other]
             chosen = np.zeros(len(data), bool)
