@@ -25,6 +25,7 @@ from cryoai.physics.slicing import volume_from_map
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.mates import apply_mate
 from cryoai.refinement.posed import PosedParticles
+from cryoai.refinement.rounds import own_references
 from cryoai.refinement.state import RefinementState, merge_states
 
 # Maps are related if they agree so well in the shells of a bootstrap, so many of them.
@@ -148,12 +149,8 @@ def _gains(
             posed = _transfer(data, state, links[index, other], rows)
         else:
             continue
-        particles = PosedParticles(data, posed, radius)
-        for half in (0, 1):
-            mine = np.flatnonzero(state.half[rows] == half)
-            if len(mine):
-                volume = one.halves.reference(1 - half).to(data.device)
-                gains[torch.from_numpy(mine), other] = particles.gains(rows[mine], volume)
+        references = own_references(data, state, one.halves).swapped()
+        gains[:, other] = PosedParticles(data, posed, radius).gains(rows, references)
     return gains
 
 

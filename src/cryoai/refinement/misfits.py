@@ -20,7 +20,7 @@ from cryoai.refinement.confidence import measure_fit_scale
 from cryoai.refinement.exchange import PosedClass, leave_out
 from cryoai.refinement.fits import measure_fits
 from cryoai.refinement.global_search import GlobalSearch, search_globally
-from cryoai.refinement.map_particles import OnChunk, References
+from cryoai.refinement.map_particles import OnChunk
 from cryoai.refinement.posed import PosedParticles
 from cryoai.refinement.rounds import first_search, own_references
 from cryoai.refinement.state import RefinementState, merge_states
@@ -108,7 +108,8 @@ def _own_gains(
     data: ParticleData, one: PosedClass, rows: Int[np.ndarray, " m"], radius: float
 ) -> Float[Tensor, " m"]:
     """By the map of the half-set that a particle is not in."""
-    return _gains(data, one.state, own_references(data, one.state, one.halves).swapped(), rows, radius)
+    references = own_references(data, one.state, one.halves).swapped()
+    return PosedParticles(data, one.state, radius).gains(rows, references)
 
 
 def _look(
@@ -123,19 +124,4 @@ def _look(
     references = own_references(data, state, there.halves)
     found, _ = search_globally(data, state, references, rows, search, keep_current=False)
     found = replace(found, certainty=torch.ones_like(found.certainty), presence=torch.ones_like(found.presence))
-    return found, _gains(data, found, references, rows, radius)
-
-
-def _gains(
-    data: ParticleData,
-    state: RefinementState,
-    references: References,
-    rows: Int[np.ndarray, " m"],
-    radius: float,
-) -> Float[Tensor, " m"]:
-    particles, gains = PosedParticles(data, state, radius), torch.zeros(len(rows), dtype=torch.double)
-    for index, volume in enumerate(references.volumes):
-        mine = np.flatnonzero(references.index[rows] == index)
-        if len(mine):
-            gains[torch.from_numpy(mine)] = particles.gains(rows[mine], volume)
-    return gains
+    return found, PosedParticles(data, found, radius).gains(rows, references)

@@ -91,11 +91,18 @@ class PosedParticles:
         map_particles(self.data, self._of(rows, volume), score, rows, self.radius)
         return found[rows]
 
-    def gains(self, rows: Int[np.ndarray, " m"], volume: FourierVolume) -> Float[Tensor, " m"]:
+    def gains(self, rows: Int[np.ndarray, " m"], references: References | FourierVolume) -> Float[Tensor, " m"]:
         """Log-likelihood gain of each particle at its pose and at the contrast that fits it best, nats.
 
         With ``⟨x, m⟩`` the product of image and projection over the noise it is ``⟨x, m⟩² / ⟨m, m⟩``: a map that
         is only stronger or weaker than another gains as much.
+
+        Parameters
+        ----------
+        rows
+            The particles, ascending.
+        references
+            The map that all are compared with, or which map is whose.
         """
         found = torch.zeros(len(self.data), dtype=torch.float64)
 
@@ -108,7 +115,9 @@ class PosedParticles:
             product = (gain + power).clamp(min=0) / 2
             found[at] = (product**2 / power.clamp(min=1e-6)).double().cpu()
 
-        map_particles(self.data, self._of(rows, volume), compare, rows, self.radius)
+        if isinstance(references, FourierVolume):
+            references = self._of(rows, references)
+        map_particles(self.data, references, compare, rows, self.radius)
         return found[rows]
 
     def _of(self, rows: Int[np.ndarray, " m"], *volumes: FourierVolume) -> References:

@@ -171,9 +171,9 @@ class _Half:
         weights = [chance if other is None else other.probability(parts[0]), torch.empty(0)]
         share = torch.full((2,), 0.5, dtype=torch.double) if other is None else other.share
         for step in range(_COARSE_STEPS + _FINE_STEPS):
-            made_from, weighed = step % 2, 1 - step % 2
+            source, weighed = step % 2, 1 - step % 2
             within = inner if step < _COARSE_STEPS else particles
-            volumes = _two_maps(within, parts[made_from], weights[made_from], halves, len(present))
+            volumes = _two_maps(within, parts[source], weights[source], halves, len(present))
             gains = torch.stack([within.gains(parts[weighed], one) for one in volumes], 1)
             weights[weighed] = (gains + share.log()).softmax(1)
             if other is not None or step + 1 >= _EVEN_STEPS:
