@@ -181,10 +181,13 @@ def test_particles_without_a_right_pose_are_looked_for_in_the_other_class(mixed:
     first = replace(first, rotation=torch.where(is_stray, wrong, first.rotation))
     second = keep(mixed.state, mixed.has_ball & ~strays)
     config = ReconstructConfig(bootstrap=BootstrapSettings(first_radius=6, last_radius=8))
-    states, moved = place_misfits(mixed.data, [mixed.posed(first), mixed.posed(second)], RADIUS, config)
+    placed = place_misfits(mixed.data, [mixed.posed(first), mixed.posed(second)], RADIUS, config)
+    states = placed.states
     found = np.intersect1d(states[1].used, np.flatnonzero(strays))
     assert len(found) > 0.8 * strays.sum()
-    assert moved < 1.5 * strays.sum()
+    assert len(placed.moved) < 1.5 * strays.sum()
+    # How sure a particle is of its new class is of what the search has found, not of where it was.
+    assert np.mean(placed.certainty.numpy() > 0.9) > 0.8 and float(placed.certainty.min()) > 0.5
     assert not np.intersect1d(states[0].used, states[1].used).size
     np.testing.assert_array_equal(states[1].half[found], mixed.state.half[found])
     error = torch.rad2deg(rotation_angle(states[1].rotation[found], mixed.state.rotation[found]))

@@ -57,7 +57,8 @@ class Sorted:
     losses
         What the images of each would lose without it, nats; infinite where no other is related.
     certainty
-        (n,) probability of each particle's class among those that are related to it; NaN where none is.
+        (n,) probability of each particle's class among those that are related to it, or that it was searched in;
+        NaN where there are none.
     is_changed
         Whether any of them differs from what it was.
     """
@@ -203,11 +204,12 @@ class _Sorting:
             return
         name = "Particles that fit badly, in the other classes"
         with self._run.progress.step(name, len(self._classes)) as done:
-            states, moved = place_misfits(self._data, self._classes, self._radius, self._run.config, done)
-        if moved:
+            found = place_misfits(self._data, self._classes, self._radius, self._run.config, done)
+        if moved := len(found.moved):
             self._run.progress.say(f"{moved:,} particles that fitted badly fit another class")
             self._note_moves(moved)
-            self.states, self._classes = list(states), [self._posed(state) for state in states]
+            self.certainty[found.moved] = found.certainty
+            self.states, self._classes = list(found.states), [self._posed(state) for state in found.states]
 
     def _note_moves(self, count: int) -> None:
         self.is_changed |= count > _FEW_MOVED * sum(len(state.used) for state in self.states)

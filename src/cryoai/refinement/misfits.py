@@ -7,7 +7,7 @@ none can be carried over to where it belongs: it must be looked for.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,11 +28,30 @@ from cryoai.run.config import ReconstructConfig
 
 # Standard deviations below a good fit from which a particle is looked for in other classes: a molecule fits the map
 # of another one of its size half as well as its own.
-_DOUBT = 1.0
+_DOUBT = 0.5
 # A pose found in some shells is compared in so many times as many.
 _SHELLS_BEYOND = 2.0
 # Nats by which another class must be better: the best of several searches is better by chance.
 _BETTER = 3.0
+
+
+@dataclass(frozen=True, eq=False)
+class Placed:
+    """Who is where after misfits were looked for in other classes.
+
+    Attributes
+    ----------
+    states
+        Of the classes, in their order.
+    moved
+        (m,) rows of the particles that have changed their class.
+    certainty
+        (m,) of each of these: probability of its new class, at the best pose that was found in each.
+    """
+
+    states: tuple[RefinementState, ...]
+    moved: Int[np.ndarray, " m"]
+    certainty: Float[Tensor, " m"]
 
 
 def place_misfits(
@@ -41,7 +60,7 @@ def place_misfits(
     radius: float,
     config: ReconstructConfig,
     on_chunk: OnChunk = lambda done: None,
-) -> tuple[tuple[RefinementState, ...], int]:
+) -> Placed:
     """Move particles that fit their class badly to the class in which a search finds a better pose, if any does.
 
     A class that would be left with too few particles to be one keeps them.
@@ -58,29 +77,22 @@ def place_misfits(
         How far translations and the particles reach.
     on_chunk
         Called with the number of classes done so far.
-
-    Returns
-    -------
-    tuple
-        The classes' new states, and how many particles have moved.
     """
     search = first_search(data, config.bootstrap.last_radius, config)
     inner = min(radius, _SHELLS_BEYOND * search.radius)
     search = replace(search, stages=((float(search.radius), 2), (inner, 1)))
-    states, moved = [one.state for one in classes], 0
+    states = [one.state for one in classes]
+    moved, certainty = [np.zeros(0, int)], [torch.zeros(0)]
     for index, one in enumerate(classes):
+        on_chunk(index)
         rows = _misfits(data, one, radius, config)
-        best, target = _own_gains(data, one, rows, inner) + _BETTER, np.full(len(rows), index)
-        found = {}
-        for other, there in enumerate(classes):
-            if other == index or not len(rows):
-                continue
-            found[other], gains = _look(data, one.state, there, rows, search, inner)
-            better = (gains > best).numpy()
-            best, target[better] = torch.maximum(best, gains), other
+        if not len(rows):
+            continue
+        found, gains = _look_everywhere(data, classes, index, rows, search, inner)
+        is_better = gains.amax(1) > gains[:, index] + _BETTER
+        target = torch.where(is_better, gains.argmax(1), index).numpy()
         if len(one.state.used) - np.sum(target != index) < FEWEST_OF_CLASS:
             # Nothing would be left to make a map of.
-            on_chunk(index + 1)
             continue
         for other, posed in found.items():
             at = rows[target == other]
@@ -88,9 +100,9 @@ def place_misfits(
             chosen[at] = True
             states[index] = leave_out(states[index], at)
             states[other] = merge_states(states[other], posed, chosen)
-            moved += len(at)
-        on_chunk(index + 1)
-    return tuple(states), moved
+        moved.append(rows[target != index])
+        certainty.append(gains.softmax(1).amax(1)[target != index].float())
+    return Placed(tuple(states), np.concatenate(moved), torch.cat(certainty))
 
 
 def _misfits(
@@ -102,6 +114,24 @@ def _misfits(
     scale = measure_fit_scale(fits.quality, fits.expected)
     doubtful = state.used[(fits.quality < scale.centre - _DOUBT * scale.spread).numpy()]
     return np.union1d(doubtful, np.setdiff1d(state.used, state.present))
+
+
+def _look_everywhere(
+    data: ParticleData,
+    classes: Sequence[PosedClass],
+    index: int,
+    rows: Int[np.ndarray, " m"],
+    search: GlobalSearch,
+    radius: float,
+) -> tuple[dict[int, RefinementState], Float[Tensor, "m classes"]]:
+    """Poses of particles of one class in each of the others, and what they gain there and where they are."""
+    found, gains = {}, torch.empty(len(rows), len(classes), dtype=torch.double)
+    for other, there in enumerate(classes):
+        if other == index:
+            gains[:, other] = _own_gains(data, classes[index], rows, radius)
+        else:
+            found[other], gains[:, other] = _look(data, classes[index].state, there, rows, search, radius)
+    return found, gains
 
 
 def _own_gains(
