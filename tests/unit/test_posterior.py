@@ -149,3 +149,21 @@ def test_several_maps_are_one_mixture(reference: bool) -> None:
         size = float(counted.numerator.abs().max())
         torch.testing.assert_close(found.numerator, counted.numerator, atol=0.06 * size, rtol=0)
     assert both.residual_power is not None and (both.residual_power[1:] > 0).all()
+
+
+@pytest.mark.parametrize("reference", [False, True])
+def test_a_map_that_is_closed_is_one_that_an_image_cannot_show(reference: bool) -> None:
+    batch, _, _ = make_batch(24, 40, noise=5.0)
+    noise, search = torch.full((20,), 30.0), make_search(24)
+    maps = [volume_from_map(density) for density in (make_density(24), make_density(24).flip(0))]
+    first, second = (search(batch, one, noise, reference=reference).gain for one in maps)
+    closed = torch.zeros(40, 2, dtype=torch.bool)
+    closed[:10, 0], closed[10:20, 1] = True, True
+    found = search(batch, maps, noise, 100, generator(3), shares=(0.7, 0.3), reference=reference, closed=closed)
+    without_turn = search(batch, maps, noise, shares=(0.7, 0.3), reference=reference, closed=closed)
+    expected = torch.cat((second[:10] + math.log(0.3), first[10:20] + math.log(0.7)))
+    torch.testing.assert_close(without_turn.gain[:20], expected, atol=3e-3, rtol=0)
+    both = torch.logaddexp(first + math.log(0.7), second + math.log(0.3))
+    torch.testing.assert_close(without_turn.gain[20:], both[20:], atol=3e-3, rtol=0)
+    # Every image is drawn from, whatever is closed to it.
+    assert sum(found.shares) == pytest.approx(1, abs=1e-5) and min(found.shares) > 0.2

@@ -15,10 +15,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoai.ab_initio.ascent import RATE, MapAscent
+from cryoai.ab_initio.excluded import Patience, exclude_classes, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.junk import JunkWatch
 from cryoai.geometry.rotations import random_rotations
@@ -179,7 +180,7 @@ class _Climb:
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
         self._presence = torch.ones(len(images.train))
-        self._junk = JunkWatch()
+        self._junk, self._patience = JunkWatch(), Patience()
         self._searches: dict[int, PosteriorSearch] = {}
         self.steps = 0
         self._enough = int(min(settings.scaled_to(settings.last_radius, images.support), settings.last_radius))
@@ -218,8 +219,9 @@ class _Climb:
         featureless = self._featureless(batch)
         rival = self._junk.rival(featureless)
         found = self._search()(
-            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self._odds
-        )
+            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self._odds,
+            closed=self._excluded(batch),
+        )  # fmt: skip
         assert found.residual_power is not None
         self._junk.learn(found.gain - featureless)
         self._presence[rows] = found.presence
@@ -228,6 +230,15 @@ class _Climb:
         self._learn_shares(found.shares)
         self._learn_noise(found.residual_power)
         self.steps += 1
+
+    def _excluded(self, batch: ParticleBatch) -> Bool[Tensor, "batch classes"] | None:
+        """Classes that images need not be compared with in all shells; None for none."""
+        if len(self.shares) == 1 or not self._patience.asks():
+            return None
+        inner = self._search(inner_shells(self.shells))
+        excluded = exclude_classes(inner, batch, self.volumes, self.noise_power, self._odds)
+        self._patience.learn(excluded)
+        return excluded
 
     def _learn_shares(self, found: Sequence[float]) -> None:
         """Take in which classes a mini-batch shows, and what is to be expected of the next one."""
@@ -276,10 +287,11 @@ class _Climb:
         likeliest = (torch.stack(gains, 1) + torch.tensor(self._odds).log()).softmax(1).amax(1)
         return float((likeliest > _SURE_OF_CLASS).float().mean()) > _PARTED
 
-    def _search(self) -> PosteriorSearch:
-        if self.shells not in self._searches:
-            self._searches[self.shells] = make_posterior_search(self._images, self.shells, self.last)
-        return self._searches[self.shells]
+    def _search(self, shells: int | None = None) -> PosteriorSearch:
+        shells = self.shells if shells is None else shells
+        if shells not in self._searches:
+            self._searches[shells] = make_posterior_search(self._images, shells, self.last)
+        return self._searches[shells]
 
     def grow(self) -> bool:
         """One more shell; False where those there are suffice for a particle of this size."""

@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
+from cryoai.ab_initio.excluded import exclude_classes, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import share_out
 from cryoai.geometry.fourier import full_radius
@@ -21,9 +22,6 @@ from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
 
 _CHUNK = 500
-# Share of the shells that tell most classes, at a fifth of the cost; a class that they leave so little chance, with
-# a share of so much at least, is not looked at in all shells.
-_INNER, _EXCLUDED, _LEAST_SHARE = 0.67, 1e-4, 0.01
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,7 +81,8 @@ def classify(
         Of the run.
     """
     rows = data.usable_rows
-    search, inner = (make_posterior_search(images, int(part * start.radius)) for part in (1, _INNER))
+    radii = (int(start.radius), inner_shells(start.radius))
+    search, inner = (make_posterior_search(images, radius) for radius in radii)
     reach = min(int(start.radius) + MASK_MARGIN, full_radius(data.disk.box_size))
     parts = []
     with progress.step("Classifying every particle", len(rows)) as done:
@@ -108,11 +107,10 @@ def _gains(
     """By each class, over all poses; -inf for classes that the inner shells all but exclude."""
     if len(start.volumes) == 1:
         return search(batch, start.volume, start.noise_power).gain[:, None]
-    first = torch.stack([inner(batch, volume, start.noise_power).gain for volume in start.volumes], 1)
-    chance = (first + torch.tensor(start.shares).clamp(min=_LEAST_SHARE).log()).softmax(1)
-    gains = torch.full_like(first, -torch.inf)
+    excluded = exclude_classes(inner, batch, start.volumes, start.noise_power, start.shares)
+    gains = torch.full(excluded.shape, -torch.inf)
     for index, volume in enumerate(start.volumes):
-        still = torch.nonzero(chance[:, index] > _EXCLUDED)[:, 0]
+        still = torch.nonzero(~excluded[:, index])[:, 0]
         if len(still):
             gains[still, index] = search(batch[still], volume, start.noise_power).gain
     return gains

@@ -13,12 +13,14 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from cryoai.physics.kernels import JIT
+from cryoai.physics.samples import JIT
 
 LANES = 32
 """Directions in a block."""
 NEGLIGIBLE = np.float32(14.0)
 """Nats below the best pose from which a block of poses is left out: e⁻¹⁴ of its weight."""
+CLOSED = np.float32(1e30)
+"""Power of directions that an image is not to be compared with, in whole blocks; of one image never in all."""
 
 
 @numba.njit(inline="always")
@@ -200,6 +202,8 @@ def posterior_kernel(
     for i in range(start, stop):
         best, kept = np.float32(-1e30), 0
         for b in range(blocks):
+            if power[i, b, 0] >= CLOSED:
+                continue
             for t in range(shifts):
                 _multiply(images[i, t], slices[b], first_term, sums, product)
                 _transform(product, power[i, b], cosine, sine, parts, score[kept], lane)

@@ -8,7 +8,7 @@ from typing import no_type_check
 import numba
 import numpy as np
 
-from cryoai.physics.kernels import JIT
+from cryoai.physics.samples import JIT
 
 
 @numba.njit(**JIT)

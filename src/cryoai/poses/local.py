@@ -21,7 +21,8 @@ from cryoai.geometry.rotations import rotation_from_vector
 from cryoai.physics.bounds import check_poses, check_reach, without_nan
 from cryoai.physics.image_formation import form_images
 from cryoai.physics.insertion import kernel_grid, kernel_images
-from cryoai.physics.kernels import refine_kernel, run_in_threads, runs_kernels, score_kernel
+from cryoai.physics.kernels import run_in_threads, runs_kernels
+from cryoai.physics.pose_kernels import refine_kernel, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
 from cryoai.precision import full_precision
@@ -104,6 +105,35 @@ def score_poses(
     ValueError
         Poses, particles and disk do not fit together, or the disk reaches beyond the volume's grid.
     """
+    return _score(batch, volume, noise_power, rotation, translation, image_of)[:, 0]
+
+
+def fit_poses(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "m 3 3"],
+    translation: Float[Tensor, "m 2"],
+    image_of: Int[Tensor, " m"] | None = None,
+) -> tuple[Float[Tensor, " m"], Float[Tensor, " m"]]:
+    """Log-likelihood gain of each pose over no particle at all, and its expectation at the right pose.
+
+    For a right pose and a perfect map the gain is Gaussian around the expectation E with variance 2 E. Parameters,
+    errors and where the result lies are as in `score_poses`.
+    """
+    _, product, power = _score(batch, volume, noise_power, rotation, translation, image_of).float().unbind(1)
+    return 2 * product - power, power
+
+
+def _score(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "m 3 3"],
+    translation: Float[Tensor, "m 2"],
+    image_of: Int[Tensor, " m"] | None,
+) -> Float[Tensor, "m 3"]:
+    """Cost, product of image and model, and power of the model, all over the noise; float64."""
     if image_of is None:
         image_of = torch.arange(len(batch))
     check_poses(batch, rotation, translation, image_of)
@@ -112,9 +142,8 @@ def score_poses(
         return torch.cat([_score_reference(volume, *part) for part in parts])
     check_reach(volume.values.shape, volume.padding, rotation, batch.disk, allow_nan=True)
     rotation, unknown = without_nan(rotation)
-    precision = 1 / noise_power[batch.disk.shell]
-    out = np.empty(len(rotation))
-    arguments = _kernel_arguments(batch, volume, precision, rotation, translation, image_of)
+    out = np.empty((len(rotation), 3))
+    arguments = _kernel_arguments(batch, volume, noise_power, rotation, translation, image_of)
 
     def work(start: int, stop: int, thread: int) -> None:
         score_kernel(*arguments(start, stop), out[start:stop])
@@ -172,16 +201,15 @@ def refine_poses(
 
 
 def _refine_fused(batch, volume, noise_power, rotation, translation, image_of, iterations):
-    precision = 1 / noise_power[batch.disk.shell]
     rotations = rotation.double().contiguous().clone()
     shifts = (translation.double() / batch.box_length).contiguous().clone()
     costs, hessians = np.empty(len(rotations)), np.empty((len(rotations), 5, 5))
-    arguments = _kernel_arguments(batch, volume, precision, rotations, translation, image_of)
+    arguments = _kernel_arguments(batch, volume, noise_power, rotations, translation, image_of)
 
     def work(start: int, stop: int, thread: int) -> None:
-        grid, shape, images, ctf, weights, _, _, image, *rest = arguments(start, stop)
+        grid, shape, images, ctf, root, _, _, image, *rest = arguments(start, stop)
         refine_kernel(
-            grid, shape, images, ctf, weights, rotations[start:stop].numpy(), shifts[start:stop].numpy(),
+            grid, shape, images, ctf, root, rotations[start:stop].numpy(), shifts[start:stop].numpy(),
             image, *rest, iterations, MAX_STEP_RADIANS, MAX_STEP_BOX_LENGTHS,
             costs[start:stop], hessians[start:stop],
         )  # fmt: skip
@@ -207,9 +235,13 @@ def _parts_on_device(batch, volume, noise_power, rotation, translation, image_of
 
 def _score_reference(volume, batch, noise_power, rotation, translation, image_of):
     model = form_images(volume, rotation, translation, batch.ctf[image_of], batch.disk, batch.pixel_size)
-    residual = model - batch.images[image_of]
-    precision = 1 / noise_power[batch.disk.shell]
-    return ((residual.real**2 + residual.imag**2) * precision).sum(1).double().cpu()
+    image, precision = batch.images[image_of], 1 / noise_power[batch.disk.shell]
+    parts = (
+        (model - image).abs() ** 2,
+        image.real * model.real + image.imag * model.imag,
+        model.real**2 + model.imag**2,
+    )
+    return torch.stack([(part * precision).sum(1).double() for part in parts], 1).cpu()
 
 
 def _refine_in_parts(
@@ -228,7 +260,7 @@ def _refine_in_parts(
     )
 
 
-def _kernel_arguments(batch, volume, precision, rotation, translation, image_of):
+def _kernel_arguments(batch, volume, noise_power, rotation, translation, image_of):
     """The arrays that the fused kernels share, for a range of poses."""
     shape = tuple(volume.values.shape[:3])
     grid = kernel_grid(volume)
@@ -237,10 +269,11 @@ def _kernel_arguments(batch, volume, precision, rotation, translation, image_of)
     shifts = (translation.double() / batch.box_length).numpy()
     radius = math.ceil(batch.disk.reach)
     image_of = image_of.contiguous()
+    root = noise_power[batch.disk.shell].rsqrt().float().numpy()
 
     def arguments(start: int, stop: int) -> tuple:
         return (
-            grid, shape, images, ctf, precision.float().numpy(), rotations[start:stop],
+            grid, shape, images, ctf, root, rotations[start:stop],
             shifts[start:stop], image_of[start:stop].numpy(), batch.disk.kx.numpy(), batch.disk.ky.numpy(),
             radius, np.float32(volume.padding),
         )  # fmt: skip

@@ -21,7 +21,7 @@ from itertools import pairwise
 
 import numpy as np
 import torch
-from jaxtyping import Complex, Float
+from jaxtyping import Bool, Complex, Float
 from torch import Tensor
 
 from cryoai.geometry.asymmetric_unit import unit_directions
@@ -32,7 +32,7 @@ from cryoai.geometry.shells import mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_disc
 from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.kernels import run_in_threads
-from cryoai.physics.polar_kernels import LANES, posterior_kernel
+from cryoai.physics.polar_kernels import CLOSED, LANES, posterior_kernel
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.polar_grid import PolarGrid, make_polar_grid, order_in_patches, rotations_to, spread_directions
@@ -173,6 +173,7 @@ class PosteriorSearch:
         rival: Float[Tensor, " batch"] | None = None,
         reference: bool = False,
         shares: Sequence[float] | None = None,
+        closed: Bool[Tensor, "batch maps"] | None = None,
     ) -> Posterior:
         """Posteriors of images, and what maps learn from poses drawn from them.
 
@@ -194,6 +195,8 @@ class PosteriorSearch:
             Work in plain torch instead of the kernel, which it defines; for tests.
         shares
             How many of the particles show each map; sum to 1. By default all maps are as likely.
+        closed
+            Maps that an image is known not to show, which takes no time then; never all of them. By default none.
         """
         batch = self.within_reach(batch)
         rotation = self.rotations(None if generator is None else random_rotations(1, generator)[0])
@@ -203,7 +206,8 @@ class PosteriorSearch:
         step = _ExpectationStep(Comparison(self, volumes, noise_power, rotation, shares), draws)
         run = step.run_reference if reference else step.run_kernel
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
-        parts = [run(batch[chunk], offset[chunk], odds_against[chunk]) for chunk in chunks]
+        shut = torch.zeros(len(batch), step.comparison.maps, dtype=torch.bool) if closed is None else closed
+        parts = [run(batch[chunk], offset[chunk], odds_against[chunk], shut[chunk]) for chunk in chunks]
         gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
         presence = (gain - odds_against).sigmoid()
         gain = gain - math.log(self.poses)
@@ -299,7 +303,7 @@ class Comparison:
         grid = search.grid
         self.search, self.noise_power = search, noise_power
         volumes = (volumes,) if isinstance(volumes, FourierVolume) else volumes
-        self.blocks = search.blocks * len(volumes)
+        self.maps, self.blocks = len(volumes), search.blocks * len(volumes)
         points = grid.samples(search.box_size, of_images=False)
         self.slices = grid.to_rings(torch.cat([slice_quickly(one.to("cpu"), rotation, points) for one in volumes]))
         share = torch.full((len(volumes),), 1 / len(volumes)) if shares is None else torch.tensor(shares)
@@ -307,13 +311,17 @@ class Comparison:
         self.spectrum = grid.spectrum(self.slices, of_images=False)
         self.ring_power = (self.slices**2).sum(2) * grid.area
 
-    def prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def prepare(
+        self, batch: ParticleBatch, closed: Bool[Tensor, "batch maps"] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Moved rings, their weighted spectra, CTF² per shell, and what scores of every direction are less by."""
         grid = self.search.grid
         rings = self.search.moved_rings(batch, self.noise_power)
         spectrum = grid.spectrum(rings, of_images=True).mul_(2 * grid.correlation_weight())
         ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
         power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T - self._log_share
+        if closed is not None:
+            power = power.masked_fill(closed.repeat_interleave(len(self.slices) // self.maps, 1), float(CLOSED))
         return rings, spectrum, ctf_power, power
 
     @cached_property
@@ -365,10 +373,12 @@ class _ExpectationStep:
         """Σ CTF² of each direction."""
         return torch.from_numpy(self._weights.sum(0))
 
-    def run_kernel(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
+    def run_kernel(
+        self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """Log Σ exp(score) and effective numbers of poses of some images, which are added to the sums."""
         search, grid = self.search, self.search.grid
-        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
         gain, effective = np.empty(len(batch), np.float32), np.empty(len(batch), np.float32)
         if not self._scratch:
@@ -385,9 +395,11 @@ class _ExpectationStep:
         run_in_threads(work, len(batch), len(self._totals))
         return torch.from_numpy(gain), torch.from_numpy(effective)
 
-    def run_reference(self, batch: ParticleBatch, offset: Tensor, against: Tensor) -> tuple[Tensor, Tensor]:
+    def run_reference(
+        self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
+    ) -> tuple[Tensor, Tensor]:
         """The same in plain torch, image by image."""
-        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
         gains, numbers = [], []
         for i in range(len(batch)):
             score = self.comparison.scores(spectrum[i], power[i])

@@ -20,7 +20,7 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.noise import estimate_shell_power
 from cryoai.physics.slicing import FourierVolume, volume_from_map
-from cryoai.poses.local import pose_standard_deviations, refine_poses
+from cryoai.poses.local import fit_poses, pose_standard_deviations, refine_poses
 from cryoai.reconstruction.checks import check_device, check_particles, choose_device
 from cryoai.reconstruction.output import finite_for_star
 from cryoai.refinement.confidence import (
@@ -33,7 +33,6 @@ from cryoai.refinement.confidence import (
 from cryoai.refinement.global_search import GlobalSearch, search_batch
 from cryoai.refinement.map_particles import OnChunk, Portion, map_particles, one_reference
 from cryoai.refinement.pose_posterior import look_about
-from cryoai.refinement.poses import fit_gain
 from cryoai.run.config import ReconstructConfig, RefineSettings, load_config
 from cryoai.run.progress import Progress
 from cryoai.tensors import ParticleBatch
@@ -270,7 +269,7 @@ class _Posing:
             # Far from the peak there is no posterior to look at, and what takes most of the time is saved.
             deviations = pose_standard_deviations(local.hessian)
             self.rotation_std[at], self.translation_std[at] = (s.float() for s in deviations)
-        gain, self.expected[at] = fit_gain(batch, volume, noise, local.rotation, local.translation)
+        gain, self.expected[at] = fit_poses(batch, volume, noise, local.rotation, local.translation)
         self.quality[at] = fit_quality(gain, self.expected[at])
 
 

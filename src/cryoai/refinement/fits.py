@@ -12,9 +12,9 @@ from torch import Tensor
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.poses.featureless import featureless_gain, presence, share_of_particles, tells
+from cryoai.poses.local import fit_poses
 from cryoai.refinement.confidence import fit_quality
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
-from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig
 
@@ -85,12 +85,12 @@ def measure_fits(
 
     def compare(portion: Portion) -> None:
         at, batch = portion.rows, portion.own_batch
-        gain[at], expected[at] = fit_gain(
+        gain[at], expected[at] = fit_poses(
             batch, portion.volume, state.noise_power, state.rotation[at], state.translation[at]
         )
         rival[at] = featureless_gain(batch, state.noise_power, mask_radius).cpu()
 
-    map_particles(data, references, compare, rows, radius, on_chunk)
+    map_particles(data, references, compare, rows, radius, on_chunk, state.rotation)
     angle = state.rotation_std[rows].nan_to_num(_WIDEST_ANGLE).clamp(max=_WIDEST_ANGLE)
     shift = state.translation_std[rows].nan_to_num(math.inf).clamp(max=_WIDEST_SHIFT * box_length)
     # The volume of a Gaussian peak, by that of all rotations and translations.

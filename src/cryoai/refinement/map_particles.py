@@ -7,9 +7,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
+from cryoai.geometry.views import order_by_view
 from cryoai.particles.dataset import ParticleData
 from cryoai.physics.slicing import FourierVolume
 from cryoai.tensors import ParticleBatch
@@ -92,6 +93,7 @@ def map_particles(
     rows: Int[np.ndarray, " m"] | None = None,
     radius: float | None = None,
     on_chunk: OnChunk = lambda done: None,
+    views: Float[Tensor, "n 3 3"] | None = None,
 ) -> None:
     """Call a function with all particles, a portion of one map at a time.
 
@@ -102,13 +104,18 @@ def map_particles(
     function
         Called with each portion; what it finds it keeps.
     rows
-        Which particles, ascending; by default all that have a map.
+        Which particles; by default all that have a map.
     radius
         Shells of the images; by default all.
     on_chunk
         Called with the number of particles done so far.
+    views
+        Rotations of all particles: those with like views come one after the other, which compare with, or add to,
+        the same part of a map, in the cache then. By default particles come in the order of ``rows``.
     """
     rows = references.used if rows is None else rows
+    if views is not None:
+        rows = rows[order_by_view(views[rows])]
     size = particles_at_once(data)
     done = 0
     for part, batch in data.batches(rows, size, radius):

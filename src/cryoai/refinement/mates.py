@@ -169,7 +169,7 @@ def try_mates(
         rotation[at], translation[at] = local.rotation[pick], local.translation[pick]
         weight[at] = torch.softmax(-cost, 0).amax(0).float()
 
-    map_particles(data, references, compete, radius=radius, on_chunk=on_chunk)
+    map_particles(data, references, compete, radius=radius, on_chunk=on_chunk, views=state.rotation)
     return replace(state, rotation=rotation, translation=translation), weight
 
 

@@ -129,7 +129,7 @@ def measure_surroundings(
         )
         mass[at], rotation_std[at], translation_std[at] = found.log_mass, found.rotation_std, found.translation_std
 
-    map_particles(data, references, look, radius=radius, on_chunk=on_chunk)
+    map_particles(data, references, look, radius=radius, on_chunk=on_chunk, views=state.rotation)
     return Surroundings(mass, rotation_std, translation_std)
 
 

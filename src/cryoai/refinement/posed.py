@@ -14,11 +14,10 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.physics.insertion import Inserter
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.physics.symmetrize import symmetrize
-from cryoai.poses.local import score_poses
+from cryoai.poses.local import fit_poses, score_poses
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
 from cryoai.refinement.mates import apply_mate
-from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 
 
@@ -108,7 +107,7 @@ class PosedParticles:
 
         def compare(portion: Portion) -> None:
             at = portion.rows
-            gain, power = fit_gain(
+            gain, power = fit_poses(
                 portion.own_batch, portion.volume, self.state.noise_power, self.state.rotation[at],
                 self.state.translation[at],
             )  # fmt: skip

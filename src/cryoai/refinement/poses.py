@@ -11,20 +11,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
+from jaxtyping import Int
 
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.image_formation import form_images_quickly, residual_power
 from cryoai.physics.insertion import Inserter
-from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
+from cryoai.physics.slicing import VolumeAccumulator
 from cryoai.physics.symmetrize import symmetrize
 from cryoai.poses.local import pose_standard_deviations, refine_poses
 from cryoai.refinement.halfmaps import HalfMaps, make_half_maps
 from cryoai.refinement.map_particles import OnChunk, Portion, References, map_particles
 from cryoai.refinement.state import RefinementState
-from cryoai.tensors import ParticleBatch
 
 # Particles whose residuals give the noise spectrum of a half.
 _NOISE_PARTICLES = 1500
@@ -91,7 +89,7 @@ def insert_particles(
             portion.image_of, counts_for[portion.rows],
         )  # fmt: skip
 
-    map_particles(data, References(state.half), insert, rows, radius, on_chunk)
+    map_particles(data, References(state.half), insert, rows, radius, on_chunk, state.rotation)
     return inserters[0].result(), inserters[1].result()
 
 
@@ -147,7 +145,7 @@ def refine_locally(
         stds = pose_standard_deviations(found.hessian)
         rotation_std[at], translation_std[at] = stds[0].float(), stds[1].float()
 
-    map_particles(data, references, refine, radius=radius, on_chunk=on_chunk)
+    map_particles(data, references, refine, radius=radius, on_chunk=on_chunk, views=state.rotation)
     return replace(
         state,
         rotation=rotation,
@@ -155,32 +153,3 @@ def refine_locally(
         rotation_std=rotation_std,
         translation_std=translation_std,
     )
-
-
-def fit_gain(
-    batch: ParticleBatch,
-    volume: FourierVolume,
-    noise_power: Float[Tensor, " shells"],
-    rotation: Float[Tensor, "batch 3 3"],
-    translation: Float[Tensor, "batch 2"],
-) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
-    """Log-likelihood gain of each particle over no particle at all, and its expectation at the right pose.
-
-    For a right pose and a perfect map the gain is Gaussian around the expectation E with variance 2 E.
-
-    Parameters
-    ----------
-    batch
-        The particles.
-    volume
-        Their map.
-    noise_power
-        ``E|noise|²`` per shell.
-    rotation, translation
-        Their poses; Å.
-    """
-    precision = 1 / noise_power[batch.disk.shell]
-    model = form_images_quickly(volume, rotation, translation, batch.ctf, batch.disk, batch.pixel_size)
-    power = ((model.real**2 + model.imag**2) * precision).sum(1)
-    product = batch.images * model.conj()
-    return 2 * (product.real * precision).sum(1) - power, power

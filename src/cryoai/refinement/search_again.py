@@ -12,13 +12,13 @@ from torch import Tensor
 from cryoai.geometry.fourier import full_radius
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
+from cryoai.poses.local import fit_poses
 from cryoai.poses.posterior import MASK_MARGIN, PosteriorSearch
 from cryoai.refinement.confidence import CONFIDENT, doubtful_rows, measure_fit_scale, noise_quality
 from cryoai.refinement.elsewhere import fits_elsewhere
 from cryoai.refinement.fits import Fits, measure_fits
 from cryoai.refinement.global_search import GlobalSearch, search_globally
 from cryoai.refinement.map_particles import Portion, References, map_particles
-from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 from cryoai.run.config import ReconstructConfig, SearchRound
 from cryoai.run.progress import Progress
@@ -211,7 +211,7 @@ def telling_radius(
 
         def ask(portion: Portion, expected: Tensor = expected) -> None:
             at = portion.rows
-            _, expected[at] = fit_gain(
+            _, expected[at] = fit_poses(
                 portion.own_batch, portion.volume, state.noise_power, state.rotation[at], state.translation[at]
             )
 

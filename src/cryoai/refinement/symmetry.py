@@ -24,7 +24,7 @@ from cryoai.metrics.fsc import compute_fsc
 from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.slicing import volume_from_map
-from cryoai.poses.local import refine_poses
+from cryoai.poses.local import fit_poses, refine_poses
 from cryoai.refinement.break_symmetry import can_ask, is_better, try_to_break
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
@@ -35,7 +35,6 @@ from cryoai.refinement.mates import (
     complete_group,
     group_about_one_point,
 )
-from cryoai.refinement.poses import fit_gain
 from cryoai.refinement.state import RefinementState
 
 # Images of each half that are asked; maps are made symmetric in a box of at most so many px.
@@ -274,7 +273,7 @@ def _gains(maps: list[Tensor], data: ParticleData, state: RefinementState) -> Fl
             batch, portion.volume, state.noise_power, state.rotation[at], state.translation[at],
             iterations=_ITERATIONS,
         )  # fmt: skip
-        gains[at], _ = fit_gain(batch, portion.volume, state.noise_power, local.rotation, local.translation)
+        gains[at], _ = fit_poses(batch, portion.volume, state.noise_power, local.rotation, local.translation)
 
     map_particles(data, references, fit, rows, radius)
     return gains[rows].double()

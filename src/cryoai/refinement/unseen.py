@@ -14,11 +14,11 @@ from cryoai.particles.dataset import ParticleData
 from cryoai.particles.sampling import sample_rows
 from cryoai.physics.slicing import FourierVolume, volume_from_map
 from cryoai.physics.symmetrize import symmetrize
-from cryoai.poses.local import refine_poses
+from cryoai.poses.local import fit_poses, refine_poses
 from cryoai.refinement.confidence import fit_quality
 from cryoai.refinement.halfmaps import HalfMaps
 from cryoai.refinement.map_particles import Portion, References, map_particles
-from cryoai.refinement.poses import fit_gain, insert_particles
+from cryoai.refinement.poses import insert_particles
 from cryoai.refinement.state import RefinementState
 
 # Particles that show it: at most so many, a tenth of the set at a time, so that the map is hardly worse without.
@@ -73,7 +73,7 @@ def _fit_without(
             batch, portion.volume, noise, state.rotation[portion.rows], state.translation[portion.rows],
             iterations=_ITERATIONS,
         )  # fmt: skip
-        gain, expected = fit_gain(batch, portion.volume, noise, local.rotation, local.translation)
+        gain, expected = fit_poses(batch, portion.volume, noise, local.rotation, local.translation)
         gains.append(gain)
         expectations.append(expected)
 
