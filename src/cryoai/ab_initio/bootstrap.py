@@ -11,7 +11,7 @@ seen: a stronger one makes rare views fit worse, and be chosen more rarely still
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import torch
@@ -19,6 +19,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from cryoai.ab_initio.ascent import RATE, MapAscent
+from cryoai.ab_initio.balance import ClassBalance
 from cryoai.ab_initio.excluded import Patience, exclude_classes, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.junk import JunkWatch
@@ -44,12 +45,8 @@ _FEWEST_PARTICLES = 0.3
 _SEEN_AGAIN = 0.1
 # The noise of a mini-batch may not fall below this share of what is measured outside the particle.
 _LEAST_NOISE = 0.5
-# For so large a share of the climb all classes are given as many images: a map of more images has less noise, fits
-# better for that reason, and would be given more still. Share of the way that a mini-batch corrects the odds.
-_BALANCED, _BALANCING = 0.75, 0.5
-# No class is corrected as if it had less, nor held to be less likely than this share of the likeliest: where
-# images are sure of their classes there is nothing to correct.
-_LEAST_SHARE, _LEAST_ODDS = 1e-3, 1e-3
+# A mini-batch has so many images for each class, at least.
+_IMAGES_OF_CLASS = 60
 # Classes have parted where so many images are so sure of theirs.
 _SURE_OF_CLASS, _PARTED = 0.9, 0.8
 
@@ -125,8 +122,7 @@ def run_bootstrap(
     climb, ended_early = _Climb(images, seed, classes), False
     for step in range(settings.climbing_steps):
         climb.grow_by_clock(step / (settings.march * settings.climbing_steps))
-        if step >= _BALANCED * settings.climbing_steps:
-            climb.release_classes()
+        climb.balance.loosen(step / settings.climbing_steps)
         climb.step(settings.step_size)
         on_step(step + 1)
         if not patient and (step + 1) % _ASKED_EVERY == 0 and climb.knows_poses() and not climb.grow():
@@ -176,6 +172,7 @@ class _Climb:
     ) -> None:
         settings = images.settings
         self._images, self._settings = images, settings
+        self._batch_size = max(settings.batch_size, _IMAGES_OF_CLASS * classes)
         self._generator = torch.Generator().manual_seed(seed)
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
@@ -190,19 +187,19 @@ class _Climb:
         self._floor = _LEAST_NOISE * images.noise_power[: self.last + 1]
         self.noise_power = images.noise_power[: self.last + 1].clone()
         self.shares = [1 / classes] * classes
-        self._odds, self._is_balanced = self.shares, True
+        self.balance, self._is_balanced = ClassBalance(classes), True
         self._ascents = []
         # Other images for each class: what makes them differ is nothing but chance.
         for rows in self._order[: classes * _FIRST_IMAGES].chunk(classes):
             first = _insert_random_poses(images, rows, self.last, self._generator)
-            share = settings.batch_size / classes / len(rows)
+            share = self._batch_size / classes / len(rows)
             self._ascents.append(MapAscent(first, share, images.support, self.last))
         if maps is not None:
             self._go_on_from(maps)
 
     def _go_on_from(self, maps: BootstrapResult) -> None:
         self.shells, self.noise_power = int(maps.radius), maps.noise_power.clone()
-        self.shares = self._odds = list(maps.shares)
+        self.shares = list(maps.shares)
         self.release_classes()
         for ascent, volume in zip(self._ascents, maps.volumes, strict=True):
             ascent.begin_at(volume)
@@ -227,7 +224,8 @@ class _Climb:
         self._presence[rows] = found.presence
         for ascent, sums in zip(self._ascents, found.sums, strict=True):
             ascent.step(sums, size, settings.momentum)
-        self._learn_shares(found.shares)
+        self.shares = [old + RATE * (new - old) for old, new in zip(self.shares, found.shares, strict=True)]
+        self.balance.learn(found.map_share, found.presence)
         self._learn_noise(found.residual_power)
         self.steps += 1
 
@@ -240,16 +238,10 @@ class _Climb:
         self._patience.learn(excluded)
         return excluded
 
-    def _learn_shares(self, found: Sequence[float]) -> None:
-        """Take in which classes a mini-batch shows, and what is to be expected of the next one."""
-        self.shares = [old + RATE * (new - old) for old, new in zip(self.shares, found, strict=True)]
-        if not self._is_balanced:
-            self._odds = self.shares
-            return
-        even = 1 / len(found)
-        factor = [(even / max(share, _LEAST_SHARE)) ** _BALANCING for share in found]
-        odds = (torch.tensor(self._odds) * torch.tensor(factor)).clamp(min=_LEAST_ODDS * max(self._odds))
-        self._odds = (odds / odds.sum()).tolist()
+    @property
+    def _odds(self) -> list[float]:
+        """How likely an image is to show each class."""
+        return self.balance.odds if self._is_balanced else self.shares
 
     def release_classes(self) -> None:
         """From now on classes have as many images as show them."""
@@ -277,15 +269,8 @@ class _Climb:
         found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self._odds)
         present = found.presence > 0.5
         poses = found.effective_poses[present]
-        return len(poses) > 0 and float(poses.median()) < _FEW_POSES and self._have_parted(held_out[present])
-
-    def _have_parted(self, batch: ParticleBatch) -> bool:
-        """Whether the maps tell images their classes."""
-        if len(self.shares) == 1:
-            return True
-        gains = [self._search()(batch, volume, self.noise_power).gain for volume in self.volumes]
-        likeliest = (torch.stack(gains, 1) + torch.tensor(self._odds).log()).softmax(1).amax(1)
-        return float((likeliest > _SURE_OF_CLASS).float().mean()) > _PARTED
+        sure = (found.map_share[present].amax(1) > _SURE_OF_CLASS).float()
+        return len(poses) > 0 and float(poses.median()) < _FEW_POSES and float(sure.mean()) > _PARTED
 
     def _search(self, shells: int | None = None) -> PosteriorSearch:
         shells = self.shells if shells is None else shells
@@ -308,7 +293,7 @@ class _Climb:
     def _next_rows(self) -> Tensor:
         """A mini-batch with as many particles, whatever else is among them."""
         share = max(self._junk.share_of_particles, _FEWEST_PARTICLES)
-        size = min(round(self._settings.batch_size / share), len(self._order))
+        size = min(round(self._batch_size / share), len(self._order))
         if self._next + size > len(self._order):
             self._order, self._next = self._new_order(), 0
         self._next += size
@@ -319,7 +304,7 @@ class _Climb:
         order = torch.randperm(len(self._presence), generator=self._generator)
         chance = self._presence[order].clamp(min=_SEEN_AGAIN)
         kept = order[torch.rand(len(order), generator=self._generator) < chance]
-        return kept if len(kept) > self._settings.batch_size / _FEWEST_PARTICLES else order
+        return kept if len(kept) > self._batch_size / _FEWEST_PARTICLES else order
 
 
 def _smooth(ratio: Float[Tensor, " shells"]) -> Float[Tensor, " shells"]:

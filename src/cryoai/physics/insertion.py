@@ -127,7 +127,9 @@ class Inserter:
         """The sums so far, with the Friedel mates of the plane x = 0 completed."""
         total = self._sum
         if self._fused:
-            grid = torch.from_numpy(np.sum(self._grids, axis=0)).reshape(*total.weight.shape, 3)
+            while len(self._grids) > 1:
+                self._grids[0] += self._grids.pop()
+            grid = torch.from_numpy(self._grids[0]).reshape(*total.weight.shape, 3)
             total = VolumeAccumulator(
                 grid[..., :2].contiguous(), grid[..., 2].contiguous(), total.box_size, total.padding
             )

@@ -182,6 +182,7 @@ def posterior_kernel(
     weight,
     gain,
     effective,
+    of_map,
     start,
     stop,
 ):
@@ -191,7 +192,8 @@ def posterior_kernel(
     LANES), ``power`` (batch, blocks, LANES), ``score`` (shifts · blocks + 1, 2, angles, LANES) scratch. ``draws``
     poses are drawn systematically from ``offset`` on (0: none); ``total`` (directions, shells, angles) and
     ``weight`` (directions, shells) are added to, with a share of exp(gain) in exp(gain) + exp(against) of each
-    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p².
+    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p², ``of_map`` (batch, maps) the part of exp(gain) of
+    the blocks of each map.
     """
     shifts, blocks, angles, shells = images.shape[1], slices.shape[0], 4 * cosine.shape[1], rings.shape[2]
     sums, parts = np.empty(4 * LANES, np.float32), np.empty(8 * LANES, np.float32)
@@ -217,12 +219,16 @@ def posterior_kernel(
                     place[kept], largest[kept] = b * shifts + t, highest
                     kept += 1
         everything, squares = 0.0, 0.0
+        of_map[i] = 0.0
         for n in range(kept):
             mass[n] = 0.0
             if largest[n] > best - NEGLIGIBLE:
                 mass[n], square = _sum_block(score[n], best, lane, other)
                 everything += mass[n]
                 squares += square
+                of_map[i, place[n] // shifts * of_map.shape[1] // blocks] += mass[n]
+        for k in range(of_map.shape[1]):
+            of_map[i, k] /= everything
         gain[i] = best + math.log(everything)
         effective[i] = everything * everything / squares
         if draws == 0:

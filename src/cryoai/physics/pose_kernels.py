@@ -22,7 +22,7 @@ from cryoai.physics.samples import (
     read_neighbours,
 )
 
-SETTLED = 0.01
+SETTLED = 0.1
 """Nats: a step that promises less is taken unseen, and is the last."""
 
 

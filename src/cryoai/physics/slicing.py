@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Complex, Float
 from torch import Tensor
 
-from cryoai.geometry.fourier import FourierDisk, crop_or_pad, fft3, full_radius, ifft3
+from cryoai.geometry.fourier import FourierDisk, full_radius
 from cryoai.geometry.half_space import fold_to_half_space, trilinear_neighbours
+from cryoai.geometry.padded_fourier import fft3_padded, ifft3_cropped
 from cryoai.physics.bounds import check_reach
 from cryoai.precision import full_precision
 
@@ -130,8 +131,8 @@ def volume_from_map(
     box = density.shape[-1]
     radius = full_radius(box) if radius is None else radius
     corrected = density / gridding_correction(box, padding, density.device)
-    transform = fft3(crop_or_pad(corrected, padding * box, (0, 1, 2))) / box
-    return FourierVolume(_to_grid(torch.view_as_real(transform), radius, padding), box, padding)
+    transform = fft3_padded(corrected, padding * box, grid_shape(radius, padding)) / box
+    return FourierVolume(torch.view_as_real(transform), box, padding)
 
 
 def map_from_volume(volume: FourierVolume) -> Float[Tensor, "box box box"]:
@@ -142,19 +143,8 @@ def map_from_volume(volume: FourierVolume) -> Float[Tensor, "box box box"]:
 
 def grid_to_real(values: Float[Tensor, "z y x 2"], box_size: int, padding: int) -> Float[Tensor, "box box box"]:
     """Inverse transform of grid values to a box, with no gridding correction."""
-    padded = padding * box_size
-    values = crop_or_pad(values, padded, (0, 1))
-    half = padded // 2 + 1
-    values = values[:, :, :half] if values.shape[2] >= half else F.pad(values, (0, 0, 0, half - values.shape[2]))
-    real = ifft3(torch.view_as_complex(values.contiguous()) * box_size, padded)
-    return crop_or_pad(real, box_size, (0, 1, 2))
-
-
-def _to_grid(values: Float[Tensor, "z y x 2"], radius: float, padding: int) -> Float[Tensor, "z2 y2 x2 2"]:
-    size, _, half = grid_shape(radius, padding)
-    values = crop_or_pad(values, size, (0, 1))
-    values = values[:, :, :half] if values.shape[2] >= half else F.pad(values, (0, 0, 0, half - values.shape[2]))
-    return values.contiguous()
+    transform = torch.view_as_complex(values.contiguous()) * box_size
+    return ifft3_cropped(transform, padding * box_size, box_size)
 
 
 def slice_volume(

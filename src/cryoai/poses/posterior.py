@@ -68,6 +68,8 @@ class Posterior:
         (batch,) 1 / Σ p², over all maps.
     presence
         (batch,) probability that the image shows what a map holds, and not what its rival says; 1 without one.
+    map_share
+        (batch, maps) probability that the image shows each map, if it shows any; what is negligible is 0.
     sums
         For each map, of the images at poses drawn from their posteriors, on a grid of `PADDING`, each counting for
         its presence; empty if none were drawn.
@@ -81,6 +83,7 @@ class Posterior:
     gain: Float[Tensor, " batch"]
     effective_poses: Float[Tensor, " batch"]
     presence: Float[Tensor, " batch"]
+    map_share: Float[Tensor, "batch maps"]
     sums: tuple[VolumeAccumulator, ...] = ()
     shares: tuple[float, ...] = ()
     residual_power: Float[Tensor, " shells"] | None = None
@@ -208,17 +211,18 @@ class PosteriorSearch:
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
         shut = torch.zeros(len(batch), step.comparison.maps, dtype=torch.bool) if closed is None else closed
         parts = [run(batch[chunk], offset[chunk], odds_against[chunk], shut[chunk]) for chunk in chunks]
-        gain, effective = (torch.cat(part) for part in zip(*parts, strict=True))
+        gain, effective, map_share = (torch.cat(part) for part in zip(*parts, strict=True))
         presence = (gain - odds_against).sigmoid()
         gain = gain - math.log(self.poses)
         if draws == 0:
-            return Posterior(gain, effective, presence)
+            return Posterior(gain, effective, presence, map_share)
         total, weight = (part.unflatten(0, (-1, len(rotation))) for part in (step.total, step.weight))
         sums = tuple(self._insert(t, w, rotation, noise_power) for t, w in zip(total, weight, strict=True))
         drawn = weight.sum((1, 2))
         # Where nothing is present the maps are alike.
         found_shares = tuple(((drawn + 1e-20) / (drawn + 1e-20).sum()).tolist())
-        return Posterior(gain, effective, presence, sums, found_shares, step.residual_power(batch, presence))
+        power = step.residual_power(batch, presence)
+        return Posterior(gain, effective, presence, map_share, sums, found_shares, power)
 
     def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
         """Of the images, what is compared."""
@@ -375,12 +379,13 @@ class _ExpectationStep:
 
     def run_kernel(
         self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        """Log Σ exp(score) and effective numbers of poses of some images, which are added to the sums."""
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Of some images, added to the sums: log Σ exp(score), effective numbers of poses, and shares of maps."""
         search, grid = self.search, self.search.grid
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
-        gain, effective = np.empty(len(batch), np.float32), np.empty(len(batch), np.float32)
+        gain, effective = np.empty((2, len(batch)), np.float32)
+        of_map = np.empty((len(batch), self.comparison.maps), np.float32)
         if not self._scratch:
             shape = (len(search.shifts) * self.comparison.blocks + 1, 2, grid.angles, LANES)
             self._scratch = [np.empty(shape, np.float32) for _ in self._totals]
@@ -389,18 +394,19 @@ class _ExpectationStep:
             posterior_kernel(
                 images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, first_term,
                 cosine, sine, self.draws, offset.numpy(), against.numpy(),
-                self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, start, stop,
+                self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, of_map,
+                start, stop,
             )  # fmt: skip
 
         run_in_threads(work, len(batch), len(self._totals))
-        return torch.from_numpy(gain), torch.from_numpy(effective)
+        return torch.from_numpy(gain), torch.from_numpy(effective), torch.from_numpy(of_map)
 
     def run_reference(
         self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in plain torch, image by image."""
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
-        gains, numbers = [], []
+        gains, numbers, of_map = [], [], []
         for i in range(len(batch)):
             score = self.comparison.scores(spectrum[i], power[i])
             flat = score.flatten().double()
@@ -408,12 +414,14 @@ class _ExpectationStep:
             mass = (flat - best).exp()
             gains.append((best + mass.sum().log()).float())
             numbers.append((mass.sum() ** 2 / (mass**2).sum()).float())
+            of_map.append(mass.view(-1, self.comparison.maps, score.shape[-1] // self.comparison.maps).sum((0, 2)))
             if self.draws:
                 places = (torch.arange(self.draws) + offset[i]) / self.draws * mass.sum()
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
                 share = float((gains[-1] - against[i]).sigmoid()) / self.draws
                 self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i], share)
-        return torch.stack(gains).cpu(), torch.stack(numbers).cpu()
+        shares = torch.stack(of_map).float()
+        return torch.stack(gains).cpu(), torch.stack(numbers).cpu(), (shares / shares.sum(1, keepdim=True)).cpu()
 
     def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor, share: float) -> None:
         shift, side, angle, direction = place

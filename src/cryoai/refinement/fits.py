@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -42,6 +42,15 @@ class Fits:
     def quality(self) -> Float[Tensor, " m"]:
         """`fit_quality`, standard deviations."""
         return fit_quality(self.gain, self.expected)
+
+    def replaced(self, place: Int[np.ndarray, " k"], others: Fits) -> Fits:
+        """With those of others, which have been measured again, at some places."""
+        parts = []
+        for part in fields(self):
+            values = getattr(self, part.name).clone()
+            values[torch.from_numpy(place)] = getattr(others, part.name)
+            parts.append(values)
+        return Fits(*parts)
 
     def presence(self) -> Float[Tensor, " m"]:
         """Probability that each shows what its map holds; 1 where the map does not tell.

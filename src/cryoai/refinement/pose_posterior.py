@@ -35,6 +35,8 @@ from cryoai.tensors import ParticleBatch
 
 # Poses are drawn from Gaussians of the Hessian's covariance, widened so often; as many from each.
 _WIDENED, _DRAWN_FROM_EACH = (1.0, 2.0), 16
+# Draws from two Gaussians, of which the posterior is the narrower one, have an effective share of 0.6.
+_GAUSSIAN = 0.45
 # Share of the Hessian's diagonal that keeps flat directions finite.
 _RIDGE = 1e-3
 # Of the mass within few shells at least this share is taken to lie elsewhere: neither measure of it is exact.
@@ -79,24 +81,41 @@ def look_about(
         Their poses; Å.
     """
     hessian = refine_poses(batch, volume, noise_power, rotation, translation, iterations=0).hessian
-    unit, log_density = _draws()
-    factor = _covariance_factor(hessian)
-    offset = unit @ factor.transpose(1, 2)
-    log_density = log_density - factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
-    turned = rotation_from_vector(offset[..., :3].to(rotation.dtype)) @ rotation[:, None]
-    moved = translation[:, None] + offset[..., 3:].to(translation.dtype)
-    image_of = torch.arange(len(batch)).repeat_interleave(len(unit))
-    cost = score_poses(batch, volume, noise_power, turned.flatten(0, 1), moved.flatten(0, 1), image_of)
     precision = 1 / noise_power[batch.disk.shell]
     without = ((batch.images.real**2 + batch.images.imag**2) * precision).sum(1).double()
-    log_weight = without[:, None] - cost.view(offset.shape[:2]) - log_density
+    factor = _covariance_factor(hessian)
+    unit, log_density = _draws()
+    offset = unit @ factor.transpose(1, 2)
+    log_density = log_density - factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
+    log_weight = torch.full(offset.shape[:2], -math.inf, dtype=torch.float64)
+    image_of, first = torch.arange(len(batch)), slice(0, len(unit) // 2)
+    for some in (first, slice(len(unit) // 2, len(unit))):
+        if not len(image_of):
+            break
+        drawn = offset[image_of, some]
+        turned = rotation_from_vector(drawn[..., :3].to(rotation.dtype)) @ rotation[image_of, None]
+        moved = translation[image_of, None] + drawn[..., 3:].to(translation.dtype)
+        repeated = image_of.repeat_interleave(drawn.shape[1])
+        cost = score_poses(batch, volume, noise_power, turned.flatten(0, 1), moved.flatten(0, 1), repeated)
+        log_weight[image_of, some] = (
+            without[image_of, None] - cost.view(drawn.shape[:2]) - log_density[image_of, some]
+        )
+        # Where the first half tells that the posterior is the parabola's Gaussian, no more are needed.
+        image_of = torch.nonzero(_effective_share(log_weight[:, first]) < _GAUSSIAN)[:, 0]
+    count = log_weight.isfinite().sum(1).clamp(min=1)
     variance = (log_weight.softmax(1)[..., None] * offset**2).sum(1)
     log_weight[offset[..., :3].norm(dim=2) > BASIN_RADIANS] = -math.inf
     return Surroundings(
-        log_weight.logsumexp(1) - math.log(len(unit)),
+        log_weight.logsumexp(1) - count.log(),
         variance[:, :3].mean(1).sqrt().float(),
         variance[:, 3:].mean(1).sqrt().float(),
     )
+
+
+def _effective_share(log_weight: Float[Tensor, "m draws"]) -> Float[Tensor, " m"]:
+    """Of draws, the share that as good an estimate would need if all had the same weight (Kish, 1965)."""
+    weight = log_weight.softmax(1)
+    return 1 / (weight**2).sum(1) / log_weight.shape[1]
 
 
 def measure_surroundings(

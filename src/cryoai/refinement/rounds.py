@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -52,10 +53,10 @@ _BREAKING_ROUND = 2
 _MATES_SETTLED = 0.005
 # A particle whose rotation changes by more has gone to a mate.
 _MOVED_RADIANS = 0.2
-_FIRST_POSSIBLE_END = 4
+_FIRST_POSSIBLE_END = 3
 # Images with two particles are told of from this share.
 _TOLD_OF = 0.02
-# Converged: the median pose moves by less than this share of its standard deviation, or this angle.
+# Converged: the median rotation changes by less than this share of its standard deviation, or this angle.
 _SETTLED_SHARE, _SETTLED_RADIANS = 0.3, 5e-4
 # Not converged: the half-maps agree to so many more shells than before, or so large a share went to a mate.
 _STILL_BETTER_SHELLS, _STILL_MOVING = 0.2, 0.02
@@ -375,7 +376,7 @@ def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSum
         return False
     if summary.mates_moved > _STILL_MOVING * len(state.used):
         return False
-    spread = float(torch.rad2deg(state.rotation_std[state.present].median()))
+    spread = math.sqrt(3) * float(torch.rad2deg(state.rotation_std[state.present].median()))
     return summary.rotation_change_deg < max(_SETTLED_SHARE * spread, np.degrees(_SETTLED_RADIANS))
 
 

@@ -96,7 +96,10 @@ def search_again(
     absent = np.setdiff1d(rows, state.present)
     with progress.step(name, len(rows)) as done:
         state, moved = search_globally(data, state, references, rows, search, on_chunk=done, mates=mates)
-    state = _with_presence(state, measure_fits(data, state, references, radius, config))
+    fits = fits.replaced(
+        np.searchsorted(state.used, rows), measure_fits(data, state, references, radius, config, rows)
+    )
+    state = _with_presence(state, fits)
     placed = len(np.intersect1d(absent, state.present))
     return state, SearchSummary(len(rows), int(moved.sum()), len(absent), placed, len(junk))
 
