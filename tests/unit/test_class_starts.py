@@ -8,6 +8,7 @@ import torch
 from three_balls import PIXEL_SIZE, SUPPORT, generator, make_density
 
 from cryoai.ab_initio.agreement import choose_best
+from cryoai.ab_initio.balance import ClassBalance
 from cryoai.ab_initio.bootstrap import BootstrapResult
 from cryoai.ab_initio.consensus import choose_classes
 from cryoai.ab_initio.images import BootstrapImages
@@ -46,6 +47,32 @@ def test_what_cannot_be_is_never_chosen() -> None:
     probability = share_out(gain, torch.ones(3).double())
     assert (probability[:, 0] == 0).all()
     torch.testing.assert_close(probability.sum(1), torch.ones(10).double())
+
+
+def balanced(gain: torch.Tensor, progress: float) -> torch.Tensor:
+    """The share of images that each class has in the end."""
+    balance = ClassBalance(gain.shape[1])
+    balance.loosen(progress)
+    for _ in range(5):
+        share = (gain + torch.tensor(balance.odds).double().log()).softmax(1)
+        balance.learn(share.float(), torch.ones(len(gain)))
+    return share.mean(0)
+
+
+def test_a_class_that_explains_every_image_better_gets_no_more_of_them() -> None:
+    generator_ = generator(2)
+    true = torch.arange(300) % 3
+    gain = (3 * torch.eye(3)[true] + torch.randn(300, 3, generator=generator_)).double()
+    gain[:, 0] += 8
+    assert float(gain.softmax(1).mean(0)[0]) > 0.98
+    torch.testing.assert_close(balanced(gain, 0.0), torch.full((3,), 1 / 3).double(), atol=0.01, rtol=0)
+
+
+def test_images_that_are_sure_of_their_class_stay_there() -> None:
+    """Of 100 images 90 show the first class, by 20 nats: in the end no balance takes them away."""
+    gain = torch.zeros(100, 2).double()
+    gain[:90, 0], gain[90:, 1] = 20.0, 20.0
+    torch.testing.assert_close(balanced(gain, 0.5), torch.tensor([0.9, 0.1]).double(), atol=0.01, rtol=0)
 
 
 def images_of(volume: FourierVolume, count: int, seed: int) -> ParticleBatch:
@@ -145,6 +172,26 @@ def test_the_number_of_classes_is_found(
     found = find_starts(Usable(), run)
     assert asked == [(3, True), (3, True), (2, False), (2, False)]
     assert len(found.classes) == 2 and all(one.agreeing == 2 for one in found.classes)
+
+
+def test_a_start_that_needs_all_its_classes_is_followed_by_one_with_more(
+    volumes: list[FourierVolume], images: BootstrapImages, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[int] = []
+
+    def start(images: BootstrapImages, seed: int, on_step: object, patient: bool, classes: int) -> BootstrapResult:
+        asked.append(classes)
+        held = tuple(volumes[index % 2] for index in range(classes))
+        return BootstrapResult(held, (1 / classes,) * classes, images.noise_power, 1.0, seed, 6.0, not patient)
+
+    monkeypatch.setattr("cryoai.ab_initio.starts._FIRST_GUESS", 2)
+    monkeypatch.setattr("cryoai.ab_initio.starts.choose_images", lambda *arguments: images)
+    monkeypatch.setattr("cryoai.ab_initio.starts.run_start", start)
+    monkeypatch.setattr("cryoai.ab_initio.starts.go_on", lambda images, maps, seed, on_step: maps)
+    run = Run(ReconstructConfig(classes="auto"), Checkpoint(tmp_path, "set"), Progress())
+    found = find_starts(Usable(), run)
+    assert asked[:3] == [2, 4, 4] and set(asked[3:]) == {2}
+    assert len(found.classes) == 2
 
 
 def test_states_are_merged_by_class() -> None:

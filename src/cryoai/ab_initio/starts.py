@@ -80,10 +80,17 @@ def _most_classes(data: ParticleData) -> int:
 
 
 def _count_classes(images: BootstrapImages, run: Run, most: int) -> int:
-    """How many classes differ, by two starts with more of them than there are; at most so many."""
+    """How many classes differ, by two starts with more of them than there are; at most so many.
+
+    Where one start needs all that it has, there may be more, and another one with as many would not tell.
+    """
     count, largest = min(_FIRST_GUESS, most), min(LARGEST_GUESS, most)
+
+    def are_enough(starts: list[BootstrapResult]) -> bool:
+        return len(starts) == _COUNTED_BY or len(choose_classes(starts, images, None)) == len(starts[0].volumes)
+
     while True:
-        starts = _make_starts(images, run, True, count, lambda starts: len(starts) == _COUNTED_BY, is_trial=True)
+        starts = _make_starts(images, run, True, count, are_enough, is_trial=True)
         needed = len(choose_classes(starts, images, None))
         if needed < count or count >= largest:
             break
