@@ -65,7 +65,7 @@ class CoefficientCache:
         self._written += len(rows)
 
     def read(self, rows: Int[np.ndarray, " m"], length: int | None = None) -> Complex[np.ndarray, "m k"]:
-        """Rows in any order, cut to ``length`` coefficients; runs of consecutive rows are read at once.
+        """A copy of rows in any order, cut to ``length`` coefficients; runs of consecutive rows are read at once.
 
         Threads may read at the same time: no place in the file is remembered between reads.
 
@@ -76,7 +76,8 @@ class CoefficientCache:
         """
         length = self._length if length is None else length
         if self._memory is not None:
-            return self._memory[rows, :length]
+            whole = length == self._length
+            return self._memory.take(rows, axis=0) if whole else self._memory[rows, :length]
         out = np.empty((len(rows), length), np.complex64)
         breaks = np.flatnonzero(np.diff(rows) != 1) + 1
         for run in np.split(np.arange(len(rows)), breaks):

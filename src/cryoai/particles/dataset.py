@@ -122,9 +122,10 @@ class ParticleData:
     def batch(self, rows: Int[np.ndarray, " m"], radius: float | None = None) -> ParticleBatch:
         """Some particles inside a radius (shells; default: all), scaled and with protein positive."""
         disk = self.disk if radius is None else self.disk.prefix(radius)
-        coefficients = self._cache.read(rows, len(disk)) * self.judgement.scale[rows, None]
+        coefficients = self._cache.read(rows, len(disk))
+        coefficients *= self.judgement.scale[rows, None]
         return ParticleBatch(
-            torch.from_numpy(np.ascontiguousarray(coefficients)),
+            torch.from_numpy(coefficients),
             self._ctf_of(rows, disk),
             disk,
             self.pixel_size,
