@@ -7,6 +7,7 @@ import pytest
 import torch
 from three_balls import PIXEL_SIZE, SHELLS, SUPPORT, generator, make_batch, make_density
 
+from cryoai.ab_initio.excluded import exclude_poses
 from cryoai.geometry.fourier import images_to_disk, make_fourier_disk
 from cryoai.geometry.rotations import random_rotations
 from cryoai.particles.extent import measure_support
@@ -152,18 +153,37 @@ def test_several_maps_are_one_mixture(reference: bool) -> None:
 
 
 @pytest.mark.parametrize("reference", [False, True])
-def test_a_map_that_is_closed_is_one_that_an_image_cannot_show(reference: bool) -> None:
+def test_what_is_closed_is_what_an_image_cannot_show(reference: bool) -> None:
     batch, _, _ = make_batch(24, 40, noise=5.0)
     noise, search = torch.full((20,), 30.0), make_search(24)
     maps = [volume_from_map(density) for density in (make_density(24), make_density(24).flip(0))]
-    first, second = (search(batch, one, noise, reference=reference).gain for one in maps)
-    closed = torch.zeros(40, 2, dtype=torch.bool)
+    shares = (0.7, 0.3)
+    everything = search(batch, maps, noise, shares=shares, reference=reference)
+    assert everything.where.shape == (40, 2, len(search.shifts))
+    torch.testing.assert_close(everything.where.sum((1, 2)), torch.ones(40), atol=1e-4, rtol=0)
+    closed = torch.zeros(everything.where.shape, dtype=torch.bool)
     closed[:10, 0], closed[10:20, 1] = True, True
-    found = search(batch, maps, noise, 100, generator(3), shares=(0.7, 0.3), reference=reference, closed=closed)
-    without_turn = search(batch, maps, noise, shares=(0.7, 0.3), reference=reference, closed=closed)
-    expected = torch.cat((second[:10] + math.log(0.3), first[10:20] + math.log(0.7)))
-    torch.testing.assert_close(without_turn.gain[:20], expected, atol=3e-3, rtol=0)
-    both = torch.logaddexp(first + math.log(0.7), second + math.log(0.3))
-    torch.testing.assert_close(without_turn.gain[20:], both[20:], atol=3e-3, rtol=0)
+    closed[20:30, :, ::2] = True
+    found = search(batch, maps, noise, 100, shares=shares, reference=reference, closed=closed)
+    # What is left has what it had before.
+    left = everything.where.masked_fill(closed, 0)
+    assert float(found.where[closed].abs().max()) == 0
+    torch.testing.assert_close(found.gain, everything.gain + left.sum((1, 2)).log(), atol=0.02, rtol=0)
+    torch.testing.assert_close(found.map_share[:10, 1], torch.ones(10), atol=1e-4, rtol=0)
+    likely = left.sum((1, 2)) > 0.01
+    expected = left / left.sum((1, 2), keepdim=True)
+    torch.testing.assert_close(found.where[likely], expected[likely], atol=0.01, rtol=0)
     # Every image is drawn from, whatever is closed to it.
-    assert sum(found.shares) == pytest.approx(1, abs=1e-5) and min(found.shares) > 0.2
+    assert sum(found.shares) == pytest.approx(1, abs=1e-5)
+
+
+def test_inner_shells_exclude_next_to_nothing_of_what_all_shells_allow() -> None:
+    batch, _, _ = make_batch(24, 60, noise=0.05)
+    noise = torch.full((20,), 0.05)
+    search, inner = make_search(24), PosteriorSearch(24, PIXEL_SIZE, SHELLS - 2, SUPPORT, 0.1)
+    maps = [volume_from_map(density) for density in (make_density(24), make_density(24).flip(0).roll(3, 2))]
+    excluded = exclude_poses(search, inner, batch, maps, noise, (0.5, 0.5))
+    where = search(batch, maps, noise).where
+    assert float(excluded.float().mean()) > 0.15
+    assert not excluded.all(2).all(1).any()
+    assert float(where.masked_fill(~excluded, 0).sum((1, 2)).mean()) < 0.01

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoai.ab_initio.ascent import RATE, MapAscent
 from cryoai.ab_initio.balance import ClassBalance
-from cryoai.ab_initio.excluded import Patience, exclude_classes, inner_shells
+from cryoai.ab_initio.excluded import Patience, exclude_poses, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.junk import JunkWatch
 from cryoai.geometry.rotations import random_rotations
@@ -229,12 +229,12 @@ class _Climb:
         self._learn_noise(found.residual_power)
         self.steps += 1
 
-    def _excluded(self, batch: ParticleBatch) -> Bool[Tensor, "batch classes"] | None:
-        """Classes that images need not be compared with in all shells; None for none."""
+    def _excluded(self, batch: ParticleBatch) -> Bool[Tensor, "batch classes shifts"] | None:
+        """Classes and shifts at which images need not be compared in all shells; None for none."""
         if len(self.shares) == 1 or not self._patience.asks():
             return None
         inner = self._search(inner_shells(self.shells))
-        excluded = exclude_classes(inner, batch, self.volumes, self.noise_power, self._odds)
+        excluded = exclude_poses(self._search(), inner, batch, self.volumes, self.noise_power, self._odds)
         self._patience.learn(excluded)
         return excluded
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from cryoai.ab_initio.bootstrap import BootstrapResult, make_posterior_search
-from cryoai.ab_initio.excluded import exclude_classes, inner_shells
+from cryoai.ab_initio.excluded import exclude_poses, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.shares import share_out
 from cryoai.geometry.fourier import full_radius
@@ -107,10 +107,10 @@ def _gains(
     """By each class, over all poses; -inf for classes that the inner shells all but exclude."""
     if len(start.volumes) == 1:
         return search(batch, start.volume, start.noise_power).gain[:, None]
-    excluded = exclude_classes(inner, batch, start.volumes, start.noise_power, start.shares)
-    gains = torch.full(excluded.shape, -torch.inf)
+    excluded = exclude_poses(search, inner, batch, start.volumes, start.noise_power, start.shares)
+    gains = torch.full(excluded.shape[:2], -torch.inf)
     for index, volume in enumerate(start.volumes):
-        still = torch.nonzero(~excluded[:, index])[:, 0]
+        still = torch.nonzero(~excluded[:, index].all(1))[:, 0]
         if len(still):
             gains[still, index] = search(batch[still], volume, start.noise_power).gain
     return gains

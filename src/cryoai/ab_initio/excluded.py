@@ -1,4 +1,4 @@
-"""Classes that an image is not of, by its inner shells alone: these tell most classes, at a fifth of the cost."""
+"""What an image does not show, by its inner shells alone: at a tenth of the cost they tell most of it."""
 
 from __future__ import annotations
 
@@ -14,10 +14,13 @@ from cryoai.tensors import ParticleBatch
 
 # Share of the shells that are asked.
 _INNER = 0.67
-# A class is excluded if they leave it so little chance, with a share of the particles of so much at least.
-_EXCLUDED, _LEAST_SHARE = 1e-4, 0.01
-# Asking pays where so large a share of classes is excluded; where it did not, so many mini-batches go unasked.
+# A class, moved by some shift, is excluded if they leave it so little chance, with a share of the particles of so
+# much at least.
+_EXCLUDED, _LEAST_SHARE = 3e-5, 0.01
+# Asking pays where so large a share is excluded; where it did not, so many mini-batches go unasked.
 _WORTH_IT, _UNASKED = 0.35, 5
+# A shift of all shells stands between those of the inner ones; so many lattice steps away they speak for it.
+_NEAR = 1.05
 
 
 def inner_shells(shells: float) -> int:
@@ -25,31 +28,41 @@ def inner_shells(shells: float) -> int:
     return int(_INNER * shells)
 
 
-def exclude_classes(
+def exclude_poses(
+    search: PosteriorSearch,
     inner: PosteriorSearch,
     batch: ParticleBatch,
     volumes: Sequence[FourierVolume],
     noise_power: Float[Tensor, " shells"],
     shares: Sequence[float],
-) -> Bool[Tensor, "batch classes"]:
-    """Which classes each image is not of; never all of them.
+) -> Bool[Tensor, "batch classes shifts"]:
+    """Which classes, moved by which shifts of a search, each image does not show; never all of them.
 
     Parameters
     ----------
-    inner
-        Of the `inner_shells`.
+    search, inner
+        In all shells, whose shifts are meant, and in the `inner_shells`.
     batch, volumes, noise_power
         The images, a map of each class, and ``E|noise|²`` per shell.
     shares
         Of the particles, those of each class.
     """
-    gains = torch.stack([inner(batch, volume, noise_power).gain for volume in volumes], 1)
-    chance = (gains + torch.tensor(shares).clamp(min=_LEAST_SHARE).log()).softmax(1)
-    return chance <= _EXCLUDED
+    odds = torch.tensor(shares).clamp(min=_LEAST_SHARE)
+    chance = inner(batch, volumes, noise_power, shares=(odds / odds.sum()).tolist()).where
+    possible = (chance > _EXCLUDED).float() @ _neighbours(search.shifts, inner.shifts).float().T
+    return possible == 0
+
+
+def _neighbours(shifts: Float[Tensor, "n 2"], lattice: Float[Tensor, "m 2"]) -> Bool[Tensor, "n m"]:
+    """Which points of a lattice are about each shift; the nearest at least."""
+    distance = torch.cdist(shifts, lattice)
+    step = torch.cdist(lattice, lattice)[0, 1:].amin() if len(lattice) > 1 else torch.tensor(1.0)
+    nearest = distance <= distance.amin(1, keepdim=True) * (1 + 1e-4)
+    return (distance <= _NEAR * step) | nearest
 
 
 class Patience:
-    """Whether it pays to ask: not before maps differ."""
+    """Whether it pays to ask: not before maps tell."""
 
     def __init__(self) -> None:
         self._unasked = 0
@@ -59,7 +72,7 @@ class Patience:
         self._unasked = max(0, self._unasked - 1)
         return self._unasked == 0
 
-    def learn(self, excluded: Bool[Tensor, "batch classes"]) -> None:
+    def learn(self, excluded: Bool[Tensor, "batch classes shifts"]) -> None:
         """Take in what asking has brought."""
         if float(excluded.float().mean()) < _WORTH_IT:
             self._unasked = _UNASKED + 1

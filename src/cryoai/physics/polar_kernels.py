@@ -19,8 +19,6 @@ LANES = 32
 """Directions in a block."""
 NEGLIGIBLE = np.float32(14.0)
 """Nats below the best pose from which a block of poses is left out: e⁻¹⁴ of its weight."""
-CLOSED = np.float32(1e30)
-"""Power of directions that an image is not to be compared with, in whole blocks; of one image never in all."""
 
 
 @numba.njit(inline="always")
@@ -171,6 +169,7 @@ def posterior_kernel(
     ctf_power,
     slices,
     power,
+    closed,
     first_term,
     cosine,
     sine,
@@ -192,8 +191,8 @@ def posterior_kernel(
     LANES), ``power`` (batch, blocks, LANES), ``score`` (shifts · blocks + 1, 2, angles, LANES) scratch. ``draws``
     poses are drawn systematically from ``offset`` on (0: none); ``total`` (directions, shells, angles) and
     ``weight`` (directions, shells) are added to, with a share of exp(gain) in exp(gain) + exp(against) of each
-    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p², ``of_map`` (batch, maps) the part of exp(gain) of
-    the blocks of each map.
+    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p², ``of_map`` (batch, maps, shifts) the part of
+    exp(gain) that poses of each map and shift have. What is ``closed`` (as ``of_map``), never all, is left out.
     """
     shifts, blocks, angles, shells = images.shape[1], slices.shape[0], 4 * cosine.shape[1], rings.shape[2]
     sums, parts = np.empty(4 * LANES, np.float32), np.empty(8 * LANES, np.float32)
@@ -204,9 +203,10 @@ def posterior_kernel(
     for i in range(start, stop):
         best, kept = np.float32(-1e30), 0
         for b in range(blocks):
-            if power[i, b, 0] >= CLOSED:
-                continue
+            k = b * of_map.shape[1] // blocks
             for t in range(shifts):
+                if closed[i, k, t]:
+                    continue
                 _multiply(images[i, t], slices[b], first_term, sums, product)
                 _transform(product, power[i, b], cosine, sine, parts, score[kept], lane)
                 highest = np.float32(-1e30)
@@ -226,9 +226,9 @@ def posterior_kernel(
                 mass[n], square = _sum_block(score[n], best, lane, other)
                 everything += mass[n]
                 squares += square
-                of_map[i, place[n] // shifts * of_map.shape[1] // blocks] += mass[n]
-        for k in range(of_map.shape[1]):
-            of_map[i, k] /= everything
+                b = place[n] // shifts
+                of_map[i, b * of_map.shape[1] // blocks, place[n] - b * shifts] += mass[n]
+        of_map[i] /= everything
         gain[i] = best + math.log(everything)
         effective[i] = everything * everything / squares
         if draws == 0:

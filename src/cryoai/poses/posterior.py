@@ -32,7 +32,7 @@ from cryoai.geometry.shells import mean_per_shell
 from cryoai.geometry.soft_masks import make_soft_disc
 from cryoai.physics.insertion import Inserter, slice_quickly
 from cryoai.physics.kernels import run_in_threads
-from cryoai.physics.polar_kernels import CLOSED, LANES, posterior_kernel
+from cryoai.physics.polar_kernels import LANES, posterior_kernel
 from cryoai.physics.slicing import FourierVolume, VolumeAccumulator
 from cryoai.physics.translation import compute_shift
 from cryoai.poses.polar_grid import PolarGrid, make_polar_grid, order_in_patches, rotations_to, spread_directions
@@ -68,8 +68,9 @@ class Posterior:
         (batch,) 1 / Σ p², over all maps.
     presence
         (batch,) probability that the image shows what a map holds, and not what its rival says; 1 without one.
-    map_share
-        (batch, maps) probability that the image shows each map, if it shows any; what is negligible is 0.
+    where
+        (batch, maps, shifts) probability that the image shows each map, moved by each shift, if it shows any; what
+        is negligible is 0.
     sums
         For each map, of the images at poses drawn from their posteriors, on a grid of `PADDING`, each counting for
         its presence; empty if none were drawn.
@@ -83,10 +84,15 @@ class Posterior:
     gain: Float[Tensor, " batch"]
     effective_poses: Float[Tensor, " batch"]
     presence: Float[Tensor, " batch"]
-    map_share: Float[Tensor, "batch maps"]
+    where: Float[Tensor, "batch maps shifts"]
     sums: tuple[VolumeAccumulator, ...] = ()
     shares: tuple[float, ...] = ()
     residual_power: Float[Tensor, " shells"] | None = None
+
+    @property
+    def map_share(self) -> Float[Tensor, "batch maps"]:
+        """Probability that the image shows each map, if it shows any."""
+        return self.where.sum(2)
 
 
 def direction_spacing(shells: float, support: float, finer: float = 1.0) -> float:
@@ -176,7 +182,7 @@ class PosteriorSearch:
         rival: Float[Tensor, " batch"] | None = None,
         reference: bool = False,
         shares: Sequence[float] | None = None,
-        closed: Bool[Tensor, "batch maps"] | None = None,
+        closed: Bool[Tensor, "batch maps shifts"] | None = None,
     ) -> Posterior:
         """Posteriors of images, and what maps learn from poses drawn from them.
 
@@ -199,7 +205,8 @@ class PosteriorSearch:
         shares
             How many of the particles show each map; sum to 1. By default all maps are as likely.
         closed
-            Maps that an image is known not to show, which takes no time then; never all of them. By default none.
+            Maps, moved by which shifts, an image is known not to show, which takes no time then; never all of
+            them. By default none.
         """
         batch = self.within_reach(batch)
         rotation = self.rotations(None if generator is None else random_rotations(1, generator)[0])
@@ -209,20 +216,21 @@ class PosteriorSearch:
         step = _ExpectationStep(Comparison(self, volumes, noise_power, rotation, shares), draws)
         run = step.run_reference if reference else step.run_kernel
         chunks = [slice(i, i + _CHUNK) for i in range(0, len(batch), _CHUNK)]
-        shut = torch.zeros(len(batch), step.comparison.maps, dtype=torch.bool) if closed is None else closed
-        parts = [run(batch[chunk], offset[chunk], odds_against[chunk], shut[chunk]) for chunk in chunks]
-        gain, effective, map_share = (torch.cat(part) for part in zip(*parts, strict=True))
+        if closed is None:
+            closed = torch.zeros(len(batch), step.comparison.maps, len(self.shifts), dtype=torch.bool)
+        parts = [run(batch[chunk], offset[chunk], odds_against[chunk], closed[chunk]) for chunk in chunks]
+        gain, effective, where = (torch.cat(part) for part in zip(*parts, strict=True))
         presence = (gain - odds_against).sigmoid()
         gain = gain - math.log(self.poses)
         if draws == 0:
-            return Posterior(gain, effective, presence, map_share)
+            return Posterior(gain, effective, presence, where)
         total, weight = (part.unflatten(0, (-1, len(rotation))) for part in (step.total, step.weight))
         sums = tuple(self._insert(t, w, rotation, noise_power) for t, w in zip(total, weight, strict=True))
         drawn = weight.sum((1, 2))
         # Where nothing is present the maps are alike.
         found_shares = tuple(((drawn + 1e-20) / (drawn + 1e-20).sum()).tolist())
         power = step.residual_power(batch, presence)
-        return Posterior(gain, effective, presence, map_share, sums, found_shares, power)
+        return Posterior(gain, effective, presence, where, sums, found_shares, power)
 
     def within_reach(self, batch: ParticleBatch) -> ParticleBatch:
         """Of the images, what is compared."""
@@ -315,17 +323,13 @@ class Comparison:
         self.spectrum = grid.spectrum(self.slices, of_images=False)
         self.ring_power = (self.slices**2).sum(2) * grid.area
 
-    def prepare(
-        self, batch: ParticleBatch, closed: Bool[Tensor, "batch maps"] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def prepare(self, batch: ParticleBatch) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Moved rings, their weighted spectra, CTF² per shell, and what scores of every direction are less by."""
         grid = self.search.grid
         rings = self.search.moved_rings(batch, self.noise_power)
         spectrum = grid.spectrum(rings, of_images=True).mul_(2 * grid.correlation_weight())
         ctf_power = mean_per_shell(batch.ctf**2, batch.disk.shell)[:, 1 : grid.shells + 1]
         power = (ctf_power / self.noise_power[1 : grid.shells + 1]) @ self.ring_power.T - self._log_share
-        if closed is not None:
-            power = power.masked_fill(closed.repeat_interleave(len(self.slices) // self.maps, 1), float(CLOSED))
         return rings, spectrum, ctf_power, power
 
     @cached_property
@@ -380,20 +384,20 @@ class _ExpectationStep:
     def run_kernel(
         self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some images, added to the sums: log Σ exp(score), effective numbers of poses, and shares of maps."""
+        """Of some images, added to the sums: log Σ exp(score), effective numbers of poses, and where these are."""
         search, grid = self.search, self.search.grid
-        rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
         gain, effective = np.empty((2, len(batch)), np.float32)
-        of_map = np.empty((len(batch), self.comparison.maps), np.float32)
+        of_map = np.empty(closed.shape, np.float32)
         if not self._scratch:
             shape = (len(search.shifts) * self.comparison.blocks + 1, 2, grid.angles, LANES)
             self._scratch = [np.empty(shape, np.float32) for _ in self._totals]
 
         def work(start: int, stop: int, thread: int) -> None:
             posterior_kernel(
-                images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, first_term,
-                cosine, sine, self.draws, offset.numpy(), against.numpy(),
+                images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, closed.numpy(),
+                first_term, cosine, sine, self.draws, offset.numpy(), against.numpy(),
                 self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, of_map,
                 start, stop,
             )  # fmt: skip
@@ -405,23 +409,26 @@ class _ExpectationStep:
         self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in plain torch, image by image."""
-        rings, spectrum, ctf_power, power = self.comparison.prepare(batch, closed)
+        rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         gains, numbers, of_map = [], [], []
         for i in range(len(batch)):
             score = self.comparison.scores(spectrum[i], power[i])
+            directions = score.shape[-1] // self.comparison.maps
+            score = score.masked_fill(closed[i].T.repeat_interleave(directions, 1)[:, None, None], -1e30)
             flat = score.flatten().double()
             best = flat.max()
             mass = (flat - best).exp()
             gains.append((best + mass.sum().log()).float())
             numbers.append((mass.sum() ** 2 / (mass**2).sum()).float())
-            of_map.append(mass.view(-1, self.comparison.maps, score.shape[-1] // self.comparison.maps).sum((0, 2)))
+            of_map.append(mass.view(len(score), -1, self.comparison.maps, directions).sum((1, 3)).T)
             if self.draws:
                 places = (torch.arange(self.draws) + offset[i]) / self.draws * mass.sum()
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
                 share = float((gains[-1] - against[i]).sigmoid()) / self.draws
                 self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i], share)
-        shares = torch.stack(of_map).float()
-        return torch.stack(gains).cpu(), torch.stack(numbers).cpu(), (shares / shares.sum(1, keepdim=True)).cpu()
+        where = torch.stack(of_map).float()
+        where = where / where.sum((1, 2), keepdim=True)
+        return torch.stack(gains).cpu(), torch.stack(numbers).cpu(), where.cpu()
 
     def _add_draws(self, place: tuple[Tensor, ...], rings: Tensor, ctf_power: Tensor, share: float) -> None:
         shift, side, angle, direction = place
