@@ -14,9 +14,8 @@ from cryoai.tensors import ParticleBatch
 
 # Share of the shells that are asked.
 _INNER = 0.67
-# A class, moved by some shift, is excluded if they leave it so little chance, with a share of the particles of so
-# much at least.
-_EXCLUDED, _LEAST_SHARE = 3e-5, 0.01
+# A class, moved by some shift, is excluded if they leave it so little chance.
+_EXCLUDED = 3e-5
 # Asking pays where so large a share is excluded; where it did not, so many mini-batches go unasked.
 _WORTH_IT, _UNASKED = 0.35, 5
 # A shift of all shells stands between those of the inner ones; so many lattice steps away they speak for it.
@@ -47,8 +46,10 @@ def exclude_poses(
     shares
         Of the particles, those of each class.
     """
-    odds = torch.tensor(shares).clamp(min=_LEAST_SHARE)
-    chance = inner(batch, volumes, noise_power, shares=(odds / odds.sum()).tolist()).where
+    even = inner(batch, volumes, noise_power).where
+    weighed = even * torch.tensor(shares)[:, None]
+    # By the odds and by the fit alone: inner shells would share images out by other odds than all shells do.
+    chance = torch.maximum(even, weighed / weighed.sum((1, 2), keepdim=True).clamp(min=1e-30))
     possible = (chance > _EXCLUDED).float() @ _neighbours(search.shifts, inner.shifts).float().T
     return possible == 0
 
