@@ -15,6 +15,7 @@ from cryoai.geometry.fourier import (
     make_fourier_disk,
     resample,
 )
+from cryoai.geometry.padded_fourier import fft3_padded, ifft3_cropped
 from cryoai.geometry.rotations import (
     euler_zyz_to_rotation,
     nearest_rotation,
@@ -25,6 +26,7 @@ from cryoai.geometry.rotations import (
 )
 from cryoai.geometry.shells import radial_distance
 from cryoai.geometry.so3_grid import make_so3_grid, so3_grid_spacing
+from cryoai.geometry.views import order_by_view
 
 
 @pytest.fixture(params=[16, 17])
@@ -178,3 +180,34 @@ def test_so3_grid_covers_evenly(count):
     samples = random_rotations(2000, generator()).flatten(1)
     distance = torch.arccos(((samples @ flat.T - 1) / 2).amax(1).clamp(-1, 1))
     assert distance.max() < 1.1 * spacing
+
+
+@pytest.mark.parametrize("padding", [1, 2])
+@pytest.mark.parametrize("half", [5, 9, 20])
+def test_a_box_transformed_axis_by_axis_is_the_padded_one_transformed(box, padding, half):
+    """Also where a grid has fewer coefficients than the padded box, or room for more."""
+    density = torch.randn(box, box, box, generator=generator(), dtype=torch.float64)
+    padded, size = padding * box, 2 * half + 1
+    whole = crop_or_pad(fft3(crop_or_pad(density, padded, (0, 1, 2))), size, (0, 1))[:, :, : half + 1]
+    found = fft3_padded(density, padded, (size, size, half + 1))
+    assert found.shape == (size, size, half + 1)
+    torch.testing.assert_close(found[:, :, : whole.shape[2]], whole)
+    assert not found[:, :, whole.shape[2] :].any()
+    grid = crop_or_pad(found, padded, (0, 1))[:, :, : padded // 2 + 1]
+    grid = torch.nn.functional.pad(grid, (0, padded // 2 + 1 - grid.shape[2]))
+    back = ifft3_cropped(found, padded, box)
+    torch.testing.assert_close(back, crop_or_pad(ifft3(grid, padded), box, (0, 1, 2)))
+
+
+def test_in_the_order_of_views_neighbours_look_alike():
+    rotation = random_rotations(2000, generator())
+    order = order_by_view(rotation)
+    assert sorted(order) == list(range(2000))
+    direction = rotation[order][:, :, 2]
+    # A slice is the same plane from the front and from behind.
+    angle = torch.rad2deg((direction[1:] * direction[:-1]).sum(1).abs().clamp(max=1).acos())
+    assert float(angle.median()) < 5 and float(angle.quantile(0.99)) < 15
+    unknown = rotation.clone()
+    unknown[5] = torch.nan
+    assert sorted(order_by_view(unknown)) == list(range(2000))
+    assert len(order_by_view(rotation[:0])) == 0

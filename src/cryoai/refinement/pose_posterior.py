@@ -81,27 +81,11 @@ def look_about(
         Their poses; Å.
     """
     hessian = refine_poses(batch, volume, noise_power, rotation, translation, iterations=0).hessian
-    precision = 1 / noise_power[batch.disk.shell]
-    without = ((batch.images.real**2 + batch.images.imag**2) * precision).sum(1).double()
     factor = _covariance_factor(hessian)
     unit, log_density = _draws()
     offset = unit @ factor.transpose(1, 2)
     log_density = log_density - factor.diagonal(dim1=1, dim2=2).log().sum(1)[:, None]
-    log_weight = torch.full(offset.shape[:2], -math.inf, dtype=torch.float64)
-    image_of, first = torch.arange(len(batch)), slice(0, len(unit) // 2)
-    for some in (first, slice(len(unit) // 2, len(unit))):
-        if not len(image_of):
-            break
-        drawn = offset[image_of, some]
-        turned = rotation_from_vector(drawn[..., :3].to(rotation.dtype)) @ rotation[image_of, None]
-        moved = translation[image_of, None] + drawn[..., 3:].to(translation.dtype)
-        repeated = image_of.repeat_interleave(drawn.shape[1])
-        cost = score_poses(batch, volume, noise_power, turned.flatten(0, 1), moved.flatten(0, 1), repeated)
-        log_weight[image_of, some] = (
-            without[image_of, None] - cost.view(drawn.shape[:2]) - log_density[image_of, some]
-        )
-        # Where the first half tells that the posterior is the parabola's Gaussian, no more are needed.
-        image_of = torch.nonzero(_effective_share(log_weight[:, first]) < _GAUSSIAN)[:, 0]
+    log_weight = _weigh(batch, volume, noise_power, rotation, translation, offset) - log_density
     count = log_weight.isfinite().sum(1).clamp(min=1)
     variance = (log_weight.softmax(1)[..., None] * offset**2).sum(1)
     log_weight[offset[..., :3].norm(dim=2) > BASIN_RADIANS] = -math.inf
@@ -110,6 +94,35 @@ def look_about(
         variance[:, :3].mean(1).sqrt().float(),
         variance[:, 3:].mean(1).sqrt().float(),
     )
+
+
+def _weigh(
+    batch: ParticleBatch,
+    volume: FourierVolume,
+    noise_power: Float[Tensor, " shells"],
+    rotation: Float[Tensor, "batch 3 3"],
+    translation: Float[Tensor, "batch 2"],
+    offset: Float[Tensor, "batch draws 5"],
+) -> Float[Tensor, "batch draws"]:
+    """Log-likelihood ratios over no particle at all of draws about each pose; -inf where none was needed."""
+    precision = 1 / noise_power[batch.disk.shell]
+    without = ((batch.images.real**2 + batch.images.imag**2) * precision).sum(1).double()
+    ratio = torch.full(offset.shape[:2], -math.inf, dtype=torch.float64)
+    half = offset.shape[1] // 2
+    image_of = torch.arange(len(batch))
+    for some in (slice(0, half), slice(half, None)):
+        drawn = offset[image_of, some]
+        turned = rotation_from_vector(drawn[..., :3].to(rotation.dtype)) @ rotation[image_of, None]
+        moved = translation[image_of, None] + drawn[..., 3:].to(translation.dtype)
+        repeated = image_of.repeat_interleave(drawn.shape[1])
+        cost = score_poses(batch, volume, noise_power, turned.flatten(0, 1), moved.flatten(0, 1), repeated)
+        ratio[image_of, some] = without[image_of, None] - cost.view(drawn.shape[:2])
+        # Where the first half tells that the posterior is the parabola's Gaussian, no more are needed.
+        is_open = _effective_share(ratio[:, :half] - _draws()[1][:half]) < _GAUSSIAN
+        image_of = torch.nonzero(is_open)[:, 0]
+        if not len(image_of):
+            break
+    return ratio
 
 
 def _effective_share(log_weight: Float[Tensor, "m draws"]) -> Float[Tensor, " m"]:
