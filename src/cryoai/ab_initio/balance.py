@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-# Nats between the odds of classes at first.
-_FARTHEST = 30.0
+# Nats between the odds of classes at first, and in the end.
+_FARTHEST, _NEAREST = 30.0, 10.0
 # What a share that is negligible is taken for, so that no odds make it count.
 _LEAST = 1e-26
 _ITERATIONS, _DAMPING = 100, 0.5
@@ -33,8 +33,8 @@ class ClassBalance:
         return self._log_odds.softmax(0).tolist()
 
     def loosen(self, progress: float) -> None:
-        """Let classes differ more in size; from 0, evenly shared out, to 1, as images say."""
-        self._farthest = _FARTHEST * max(0.0, 1 - progress)
+        """Let classes differ more in size; from 0, evenly shared out, to 1, as images say that are sure."""
+        self._farthest = _FARTHEST + (_NEAREST - _FARTHEST) * min(1.0, progress)
 
     def learn(self, map_share: Float[Tensor, "batch classes"], presence: Float[Tensor, " batch"]) -> None:
         """Take in a mini-batch.

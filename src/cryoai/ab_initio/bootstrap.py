@@ -49,6 +49,8 @@ _LEAST_NOISE = 0.5
 _IMAGES_OF_CLASS = 60
 # Classes have parted where so many images are so sure of theirs.
 _SURE_OF_CLASS, _PARTED = 0.9, 0.8
+# And where no class is smaller than this share of the mean one.
+_SMALLEST = 0.2
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +130,7 @@ def run_bootstrap(
         if not patient and (step + 1) % _ASKED_EVERY == 0 and climb.knows_poses() and not climb.grow():
             ended_early = True
             break
-    climb.release_classes()
+    climb.balance.loosen(1.0)
     settling = settings.settling_steps(climb.steps)
     for step in range(settling):
         climb.step(settings.step_size * settings.last_step_share ** ((step + 1) / settling))
@@ -187,7 +189,7 @@ class _Climb:
         self._floor = _LEAST_NOISE * images.noise_power[: self.last + 1]
         self.noise_power = images.noise_power[: self.last + 1].clone()
         self.shares = [1 / classes] * classes
-        self.balance, self._is_balanced = ClassBalance(classes), True
+        self.balance = ClassBalance(classes)
         self._ascents = []
         # Other images for each class: what makes them differ is nothing but chance.
         for rows in self._order[: classes * _FIRST_IMAGES].chunk(classes):
@@ -200,7 +202,7 @@ class _Climb:
     def _go_on_from(self, maps: BootstrapResult) -> None:
         self.shells, self.noise_power = int(maps.radius), maps.noise_power.clone()
         self.shares = list(maps.shares)
-        self.release_classes()
+        self.balance.loosen(1.0)
         for ascent, volume in zip(self._ascents, maps.volumes, strict=True):
             ascent.begin_at(volume)
 
@@ -216,7 +218,7 @@ class _Climb:
         featureless = self._featureless(batch)
         rival = self._junk.rival(featureless)
         found = self._search()(
-            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self._odds,
+            batch, self.volumes, self.noise_power, settings.draws, self._generator, rival, shares=self.balance.odds,
             closed=self._excluded(batch),
         )  # fmt: skip
         assert found.residual_power is not None
@@ -234,18 +236,9 @@ class _Climb:
         if len(self.shares) == 1 or not self._patience.asks():
             return None
         inner = self._search(inner_shells(self.shells))
-        excluded = exclude_poses(self._search(), inner, batch, self.volumes, self.noise_power, self._odds)
+        excluded = exclude_poses(self._search(), inner, batch, self.volumes, self.noise_power, self.balance.odds)
         self._patience.learn(excluded)
         return excluded
-
-    @property
-    def _odds(self) -> list[float]:
-        """How likely an image is to show each class."""
-        return self.balance.odds if self._is_balanced else self.shares
-
-    def release_classes(self) -> None:
-        """From now on classes have as many images as show them."""
-        self._is_balanced = False
 
     def _featureless(self, batch: ParticleBatch) -> Float[Tensor, " batch"]:
         """What images gain by something without features, within the radius and mask of the search."""
@@ -266,11 +259,15 @@ class _Climb:
         """Whether the maps tell held-out images their classes and poses, at this radius."""
         held_out = self._images.held_out[slice(_ASKED)]
         rival = self._junk.rival(self._featureless(held_out))
-        found = self._search()(held_out, self.volumes, self.noise_power, rival=rival, shares=self._odds)
+        found = self._search()(held_out, self.volumes, self.noise_power, rival=rival)
         present = found.presence > 0.5
-        poses = found.effective_poses[present]
-        sure = (found.map_share[present].amax(1) > _SURE_OF_CLASS).float()
-        return len(poses) > 0 and float(poses.median()) < _FEW_POSES and float(sure.mean()) > _PARTED
+        poses, shares = found.effective_poses[present], found.map_share[present]
+        if len(poses) == 0 or float(poses.median()) >= _FEW_POSES:
+            return False
+        sure = (shares.amax(1) > _SURE_OF_CLASS).float()
+        # Without odds that share images out evenly a class that is not of its own images has next to none.
+        smallest = float(shares.mean(0).amin()) * len(self.shares)
+        return float(sure.mean()) > _PARTED and smallest > _SMALLEST
 
     def _search(self, shells: int | None = None) -> PosteriorSearch:
         shells = self.shells if shells is None else shells
