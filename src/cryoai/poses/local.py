@@ -10,7 +10,7 @@ Levenberg-Marquardt in plain torch, for any device and for the tests.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from cryoai.physics.bounds import check_poses, check_reach, without_nan
 from cryoai.physics.image_formation import form_images
 from cryoai.physics.insertion import kernel_grid, kernel_images
 from cryoai.physics.kernels import run_in_threads, runs_kernels
-from cryoai.physics.pose_kernels import refine_kernel, score_kernel
+from cryoai.physics.pose_kernels import SETTLED, refine_kernel, score_kernel
 from cryoai.physics.slicing import FourierVolume, slice_with_jacobian
 from cryoai.physics.translation import compute_shift
 from cryoai.precision import full_precision
@@ -294,25 +294,33 @@ def refine_poses_reference(
     check_poses(batch, rotation, translation, image_of)
     precision = 1 / noise_power[batch.disk.shell]
     images, ctf = batch.images[image_of], batch.ctf[image_of]
-    best = _normal_equations(batch, volume, precision, images, ctf, rotation, translation)
-    damping = torch.full_like(best[0].cost, 2e-4)
+    best, gradient = _normal_equations(batch, volume, precision, images, ctf, rotation, translation)
+    damping = torch.full_like(best.cost, 2e-4)
+    done = torch.zeros(len(rotation), dtype=torch.bool, device=rotation.device)
     for _ in range(iterations):
-        hessian, gradient = best[0].hessian, best[1]
-        ridge = damping[:, None] * hessian.diagonal(dim1=1, dim2=2) + 1e-12
-        step = -torch.linalg.solve(hessian + torch.diag_embed(ridge), gradient)
-        angle = step[:, :3].norm(dim=1, keepdim=True)
-        turn = step[:, :3] * (MAX_STEP_RADIANS / angle.clamp(min=MAX_STEP_RADIANS))
+        ridge = damping[:, None] * best.hessian.diagonal(dim1=1, dim2=2) + 1e-12
+        step = -torch.linalg.solve(best.hessian + torch.diag_embed(ridge), gradient)
+        promised = -(step * gradient).sum(1)
+        angle, length = step[:, :3].norm(dim=1), step[:, 3:].norm(dim=1)
         limit = MAX_STEP_BOX_LENGTHS * batch.box_length
-        move = step[:, 3:] * (limit / step[:, 3:].norm(dim=1, keepdim=True).clamp(min=limit))
-        trial = _normal_equations(
+        turn = step[:, :3] * (MAX_STEP_RADIANS / angle.clamp(min=MAX_STEP_RADIANS))[:, None]
+        move = step[:, 3:] * (limit / length.clamp(min=limit))[:, None]
+        trial, its_gradient = _normal_equations(
             batch, volume, precision, images, ctf,
-            _turn(best[0].rotation, turn),
-            best[0].translation + move.to(translation.dtype),
+            _turn(best.rotation, turn), best.translation + move.to(translation.dtype),
         )  # fmt: skip
-        better = trial[0].cost <= best[0].cost
-        best = (_choose(better, trial[0], best[0]), torch.where(better[:, None], trial[1], best[1]))
+        last = ~done & (promised < SETTLED) & (angle <= MAX_STEP_RADIANS) & (length <= limit)
+        better = ~done & ~last & (trial.cost <= best.cost)
+        seen = _choose(better, trial, best)
+        best = replace(
+            seen,
+            rotation=torch.where(last[:, None, None], trial.rotation, seen.rotation),
+            translation=torch.where(last[:, None], trial.translation, seen.translation),
+        )
+        gradient = torch.where(better[:, None], its_gradient, gradient)
         damping = torch.where(better, (damping * 0.2).clamp(min=1e-6), damping * 10)
-    return best[0]
+        done = done | last
+    return best
 
 
 def _turn(rotation: Tensor, vector: Tensor) -> Tensor:

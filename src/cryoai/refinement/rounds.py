@@ -53,7 +53,7 @@ _BREAKING_ROUND = 2
 _MATES_SETTLED = 0.005
 # A particle whose rotation changes by more has gone to a mate.
 _MOVED_RADIANS = 0.2
-_FIRST_POSSIBLE_END = 3
+_FIRST_POSSIBLE_END = 4
 # Images with two particles are told of from this share.
 _TOLD_OF = 0.02
 # Converged: the median rotation changes by less than this share of its standard deviation, or this angle.
