@@ -20,7 +20,7 @@ from torch import Tensor
 
 from cryoai.ab_initio.ascent import RATE, MapAscent
 from cryoai.ab_initio.balance import ClassBalance
-from cryoai.ab_initio.excluded import Patience, exclude_poses, inner_shells
+from cryoai.ab_initio.excluded import ExclusionWatch, exclude_poses, inner_shells
 from cryoai.ab_initio.images import BootstrapImages
 from cryoai.ab_initio.junk import JunkWatch
 from cryoai.geometry.rotations import random_rotations
@@ -179,7 +179,7 @@ class _Climb:
         self._order = torch.randperm(len(images.train), generator=self._generator)
         self._next = 0
         self._presence = torch.ones(len(images.train))
-        self._junk, self._patience = JunkWatch(), Patience()
+        self._junk, self._exclusion = JunkWatch(), ExclusionWatch()
         self._searches: dict[int, PosteriorSearch] = {}
         self.steps = 0
         self._enough = int(min(settings.scaled_to(settings.last_radius, images.support), settings.last_radius))
@@ -233,11 +233,11 @@ class _Climb:
 
     def _excluded(self, batch: ParticleBatch) -> Bool[Tensor, "batch classes shifts"] | None:
         """Classes and shifts at which images need not be compared in all shells; None for none."""
-        if len(self.shares) == 1 or not self._patience.asks():
+        if len(self.shares) == 1 or not self._exclusion.asks():
             return None
         inner = self._search(inner_shells(self.shells))
         excluded = exclude_poses(self._search(), inner, batch, self.volumes, self.noise_power, self.balance.odds)
-        self._patience.learn(excluded)
+        self._exclusion.learn(excluded)
         return excluded
 
     def _featureless(self, batch: ParticleBatch) -> Float[Tensor, " batch"]:

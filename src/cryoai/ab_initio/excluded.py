@@ -62,8 +62,8 @@ def _neighbours(shifts: Float[Tensor, "n 2"], lattice: Float[Tensor, "m 2"]) -> 
     return (distance <= _NEAR * step) | nearest
 
 
-class Patience:
-    """Whether it pays to ask: not before maps tell."""
+class ExclusionWatch:
+    """Whether it pays to ask the inner shells, learnt from mini-batch to mini-batch: not before maps tell."""
 
     def __init__(self) -> None:
         self._unasked = 0

@@ -181,7 +181,7 @@ def posterior_kernel(
     weight,
     gain,
     effective,
-    of_map,
+    where,
     start,
     stop,
 ):
@@ -191,8 +191,8 @@ def posterior_kernel(
     LANES), ``power`` (batch, blocks, LANES), ``score`` (shifts · blocks + 1, 2, angles, LANES) scratch. ``draws``
     poses are drawn systematically from ``offset`` on (0: none); ``total`` (directions, shells, angles) and
     ``weight`` (directions, shells) are added to, with a share of exp(gain) in exp(gain) + exp(against) of each
-    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p², ``of_map`` (batch, maps, shifts) the part of
-    exp(gain) that poses of each map and shift have. What is ``closed`` (as ``of_map``), never all, is left out.
+    image. ``gain`` is log Σ exp(score), ``effective`` 1 / Σ p², ``where`` (batch, maps, shifts) the part of
+    exp(gain) that poses of each map and shift have. What is ``closed`` (as ``where``), never all, is left out.
     """
     shifts, blocks, angles, shells = images.shape[1], slices.shape[0], 4 * cosine.shape[1], rings.shape[2]
     sums, parts = np.empty(4 * LANES, np.float32), np.empty(8 * LANES, np.float32)
@@ -203,7 +203,7 @@ def posterior_kernel(
     for i in range(start, stop):
         best, kept = np.float32(-1e30), 0
         for b in range(blocks):
-            k = b * of_map.shape[1] // blocks
+            k = b * where.shape[1] // blocks
             for t in range(shifts):
                 if closed[i, k, t]:
                     continue
@@ -219,7 +219,7 @@ def posterior_kernel(
                     place[kept], largest[kept] = b * shifts + t, highest
                     kept += 1
         everything, squares = 0.0, 0.0
-        of_map[i] = 0.0
+        where[i] = 0.0
         for n in range(kept):
             mass[n] = 0.0
             if largest[n] > best - NEGLIGIBLE:
@@ -227,8 +227,8 @@ def posterior_kernel(
                 everything += mass[n]
                 squares += square
                 b = place[n] // shifts
-                of_map[i, b * of_map.shape[1] // blocks, place[n] - b * shifts] += mass[n]
-        of_map[i] /= everything
+                where[i, b * where.shape[1] // blocks, place[n] - b * shifts] += mass[n]
+        where[i] /= everything
         gain[i] = best + math.log(everything)
         effective[i] = everything * everything / squares
         if draws == 0:

@@ -389,7 +389,7 @@ class _ExpectationStep:
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
         images, slices, powers, first_term, cosine, sine = self.comparison.kernel_arguments(spectrum, power)
         gain, effective = np.empty((2, len(batch)), np.float32)
-        of_map = np.empty(closed.shape, np.float32)
+        where = np.empty(closed.shape, np.float32)
         if not self._scratch:
             shape = (len(search.shifts) * self.comparison.blocks + 1, 2, grid.angles, LANES)
             self._scratch = [np.empty(shape, np.float32) for _ in self._totals]
@@ -398,19 +398,19 @@ class _ExpectationStep:
             posterior_kernel(
                 images, rings.numpy(), ctf_power.contiguous().numpy(), slices, powers, closed.numpy(),
                 first_term, cosine, sine, self.draws, offset.numpy(), against.numpy(),
-                self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, of_map,
+                self._scratch[thread], self._totals[thread], self._weights[thread], gain, effective, where,
                 start, stop,
             )  # fmt: skip
 
         run_in_threads(work, len(batch), len(self._totals))
-        return torch.from_numpy(gain), torch.from_numpy(effective), torch.from_numpy(of_map)
+        return torch.from_numpy(gain), torch.from_numpy(effective), torch.from_numpy(where)
 
     def run_reference(
         self, batch: ParticleBatch, offset: Tensor, against: Tensor, closed: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """The same in plain torch, image by image."""
         rings, spectrum, ctf_power, power = self.comparison.prepare(batch)
-        gains, numbers, of_map = [], [], []
+        gains, numbers, masses = [], [], []
         for i in range(len(batch)):
             score = self.comparison.scores(spectrum[i], power[i])
             directions = score.shape[-1] // self.comparison.maps
@@ -420,13 +420,13 @@ class _ExpectationStep:
             mass = (flat - best).exp()
             gains.append((best + mass.sum().log()).float())
             numbers.append((mass.sum() ** 2 / (mass**2).sum()).float())
-            of_map.append(mass.view(len(score), -1, self.comparison.maps, directions).sum((1, 3)).T)
+            masses.append(mass.view(len(score), -1, self.comparison.maps, directions).sum((1, 3)).T)
             if self.draws:
                 places = (torch.arange(self.draws) + offset[i]) / self.draws * mass.sum()
                 drawn = torch.searchsorted(mass.cumsum(0), places.double()).clamp(max=len(mass) - 1)
                 share = float((gains[-1] - against[i]).sigmoid()) / self.draws
                 self._add_draws(torch.unravel_index(drawn, score.shape), rings[i], ctf_power[i], share)
-        where = torch.stack(of_map).float()
+        where = torch.stack(masses).float()
         where = where / where.sum((1, 2), keepdim=True)
         return torch.stack(gains).cpu(), torch.stack(numbers).cpu(), where.cpu()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -376,7 +375,7 @@ def is_settled(state: RefinementState, summary: RoundSummary, previous: RoundSum
         return False
     if summary.mates_moved > _STILL_MOVING * len(state.used):
         return False
-    spread = math.sqrt(3) * float(torch.rad2deg(state.rotation_std[state.present].median()))
+    spread = float(torch.rad2deg(state.rotation_std[state.present].median()))
     return summary.rotation_change_deg < max(_SETTLED_SHARE * spread, np.degrees(_SETTLED_RADIANS))
 
 
